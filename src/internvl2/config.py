@@ -30,7 +30,7 @@ class VisionConfig:
     qk_norm: bool = False
     """RMS norm of queries and keys over all heads together, as in the 6B tower."""
     drop_path_rate: float = 0.0
-    """Stochastic depth of the last layer while training; earlier layers have proportionally less."""
+    """Stochastic depth of the last layer while training; earlier layers have less."""
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -41,20 +41,22 @@ class VisionConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of one attention head."""
         return self.hidden_size // self.num_heads
 
     @property
     def patches_per_side(self) -> int:
+        """Patches along each side of a tile of `image_size`."""
         return self.image_size // self.patch_size
 
 
 @dataclass(frozen=True, slots=True)
 class RotaryConfig:
-    """How positions turn queries and keys, and what changes beyond the length the model was made for.
+    """How positions turn queries and keys, and what changes in long sequences.
 
-    Up to `limit` tokens every kind is fixed. Beyond it `dynamic` enlarges the base with the length of
-    the sequence (dynamic NTK: InternLM2, Llama), and `long` switches to the second list of per-frequency
-    factors (Phi-3's "su", also called long rope).
+    Up to `limit` tokens every kind is fixed. Beyond it `dynamic` enlarges the base with the
+    length of the sequence (dynamic NTK: InternLM2, Llama), and `long` switches to the second
+    list of per-frequency factors (Phi-3's "su", also called long rope).
     """
 
     theta: float
@@ -118,7 +120,8 @@ class DecoderConfig:
             factors = getattr(self.rotary, name)
             if self.rotary.kind == "long" and len(factors) != self.head_dim // 2:
                 raise ValueError(
-                    f"rotary {name} has {len(factors)} values; head_dim {self.head_dim} needs {self.head_dim // 2}"
+                    f"rotary {name} has {len(factors)} values; "
+                    f"head_dim {self.head_dim} needs {self.head_dim // 2}"
                 )
 
 
@@ -170,7 +173,8 @@ class InternVLConfig:
         )
         if not -self.vision.num_layers - 1 <= self.select_layer <= self.vision.num_layers:
             raise ValueError(
-                f"select_layer {self.select_layer} does not exist in {self.vision.num_layers} vision layers"
+                f"select_layer {self.select_layer} does not exist in "
+                f"{self.vision.num_layers} vision layers"
             )
 
     @property
@@ -180,6 +184,7 @@ class InternVLConfig:
 
     @property
     def tokens_per_tile(self) -> int:
+        """Visual tokens that one tile becomes."""
         return (self.tile_size // self.vision.patch_size // self.shuffle) ** 2
 
 

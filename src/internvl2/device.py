@@ -1,0 +1,119 @@
+"""Which device computes, in which number format, and how much memory it has left.
+
+torch is imported when a function needs it, so that `--help` does not wait for it.
+"""
+
+from typing import TYPE_CHECKING
+
+from internvl2.config import DTypeName
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pick(name: str | None = None) -> "torch.device":
+    """The device called `name` ("cpu", "cuda:1", "npu", "mps"), or the best one there is."""
+    import torch
+
+    best = torch.accelerator.current_accelerator(check_available=True)
+    if name is None:
+        return best if best is not None else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}; known: cpu, cuda, cuda:N, npu, mps") from None
+    if device.type == "cpu":
+        return device
+    found = "cpu" if best is None else f"cpu, {best.type}"
+    if best is None or best.type != device.type:
+        raise ValueError(f"device {name!r} is not available here; this machine has: {found}")
+    count = torch.accelerator.device_count()
+    if device.index is not None and device.index >= count:
+        raise ValueError(f"device {name!r} does not exist; there are {count} {device.type} devices")
+    return device
+
+
+def choose_dtype(
+    device: "torch.device", stored: DTypeName, wanted: str | None = None
+) -> "torch.dtype":
+    """The format to compute in: `wanted`, else the checkpoint's where the device is good at it.
+
+    Without bf16 arithmetic a bf16 checkpoint runs in fp16 on a GPU and in fp32 on a CPU.
+    """
+    import torch
+
+    formats = {
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "float32": torch.float32,
+        "bf16": torch.bfloat16,
+        "fp16": torch.float16,
+        "fp32": torch.float32,
+    }
+    if wanted is not None:
+        if wanted not in formats:
+            raise ValueError(f"unknown dtype {wanted!r}; known: {', '.join(formats)}")
+        return formats[wanted]
+    dtype = formats[stored]
+    if device.type == "cpu":
+        return dtype if dtype is torch.bfloat16 and _cpu_multiplies_bf16() else torch.float32
+    if dtype is torch.bfloat16 and not _accelerator_has_bf16(device):
+        return torch.float16
+    return dtype
+
+
+def free_memory(device: "torch.device") -> int:
+    """Bytes that new tensors on `device` can take."""
+    import torch
+
+    if device.type == "cpu":
+        return _available_host_memory()
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    free, _ = torch.get_device_module(device).mem_get_info(device)
+    module = torch.get_device_module(device)
+    return free + module.memory_reserved(device) - module.memory_allocated(device)
+
+
+def synchronize(device: "torch.device") -> None:
+    """Wait until everything queued on `device` is done."""
+    import torch
+
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for bf16 products; without them bf16 is slower than fp32."""
+    import torch
+
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def _accelerator_has_bf16(device: "torch.device") -> bool:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    module = torch.get_device_module(device)
+    return bool(getattr(module, "is_bf16_supported", lambda: True)())
+
+
+def _available_host_memory() -> int:
+    """Memory that programs can take without swapping, within the control group's limit."""
+    import os
+    from pathlib import Path
+
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(
+            line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line
+        )
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    else:
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available

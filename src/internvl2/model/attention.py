@@ -1,0 +1,192 @@
+"""Who may look at whom: the one argument through which the decoder meets packing and caches.
+
+`decoder(x, positions, attend)` calls `attend(layer, q, k, v)` once a layer. `PackedAttention` keeps
+the sequences of a packed stream apart; `PagedAttention` also writes keys and values into a paged
+cache and reads what earlier steps left there. Which kernel computes it is decided only here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@runtime_checkable
+class Attention(Protocol):
+    """Softmax attention of every token over the tokens it may see."""
+
+    def __call__(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads head_dim"],
+        k: Float[Tensor, "tokens kv_heads head_dim"],
+        v: Float[Tensor, "tokens kv_heads head_dim"],
+    ) -> Float[Tensor, "tokens heads head_dim"]:
+        """Attend in `layer`; queries and keys are already rotated."""
+        ...
+
+
+@dataclass(frozen=True)
+class PackedAttention:
+    """Causal attention within each of the sequences that follow each other in one stream."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each sequence, in stream order."""
+    boundaries: Int[Tensor, " bounds"]
+    """Where each sequence starts, then the length of the stream; int32, on the stream's device."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "PackedAttention":
+        """Attention for sequences of these lengths."""
+        if not lengths or min(lengths) < 1:
+            raise ValueError(
+                f"packed sequences have lengths {list(lengths)}; each must be at least 1"
+            )
+        starts = [0, *accumulate(lengths)]
+        return cls(tuple(lengths), torch.tensor(starts, dtype=torch.int32, device=device))
+
+    def __call__(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads head_dim"],
+        k: Float[Tensor, "tokens kv_heads head_dim"],
+        v: Float[Tensor, "tokens kv_heads head_dim"],
+    ) -> Float[Tensor, "tokens heads head_dim"]:
+        """Attend; the layer does not matter, since nothing is kept."""
+        if _has_varlen_kernel(q):
+            longest = max(self.lengths)
+            return _varlen_attention(q, k, v, self.boundaries, self.boundaries, longest, longest)
+        bounds = list(pairwise([0, *accumulate(self.lengths)]))
+        return torch.cat([_causal_attention(q[a:b], k[a:b], v[a:b]) for a, b in bounds])
+
+
+@dataclass(frozen=True)
+class PrefillSpan:
+    """A run of one sequence's prompt tokens in the stream of a step."""
+
+    start: int
+    stop: int
+    context: int
+    """How many tokens of the sequence earlier steps have put into the cache."""
+    blocks: Int[Tensor, " blocks"]
+    """Cache blocks of the sequence, enough for `context` and this run."""
+
+
+@dataclass(frozen=True)
+class DecodeSpan:
+    """The end of a step's stream: one new token for each of several sequences."""
+
+    start: int
+    block_tables: Int[Tensor, "sequences blocks"]
+    """Cache blocks of each sequence; unused entries may point anywhere inside the cache."""
+    context_lens: Int[Tensor, " sequences"]
+    """Tokens of each sequence, the new one included."""
+
+
+@dataclass(frozen=True)
+class PagedAttention:
+    """Causal attention over a paged cache, for a step that mixes prompts and single new tokens.
+
+    The stream holds the prefill spans first and the decode span last. Lengths of the decode span
+    stay on the device, so that a step of single tokens never waits for the host.
+    """
+
+    keys: Float[Tensor, "layers blocks block_size kv_heads head_dim"]
+    values: Float[Tensor, "layers blocks block_size kv_heads head_dim"]
+    slots: Int[Tensor, " tokens"]
+    """Where each token's key and value go: block * block_size + offset."""
+    prefills: tuple[PrefillSpan, ...] = ()
+    decodes: DecodeSpan | None = None
+
+    def __call__(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads head_dim"],
+        k: Float[Tensor, "tokens kv_heads head_dim"],
+        v: Float[Tensor, "tokens kv_heads head_dim"],
+    ) -> Float[Tensor, "tokens heads head_dim"]:
+        """Write the new keys and values into the cache of `layer`, then attend over it."""
+        keys, values = self.keys[layer], self.values[layer]
+        rearrange(keys, "n b h d -> (n b) h d").index_copy_(0, self.slots, k)
+        rearrange(values, "n b h d -> (n b) h d").index_copy_(0, self.slots, v)
+        outputs = [self._prefill(span, keys, values, q, k, v) for span in self.prefills]
+        if self.decodes is not None:
+            outputs.append(_decode_attention(q[self.decodes.start :], keys, values, self.decodes))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    @staticmethod
+    def _prefill(
+        span: PrefillSpan, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor
+    ) -> Float[Tensor, "span heads head_dim"]:
+        run = slice(span.start, span.stop)
+        if span.context == 0:
+            return _causal_attention(q[run], k[run], v[run])
+        total = span.context + span.stop - span.start
+        cached_keys = rearrange(keys[span.blocks], "n b h d -> (n b) h d")[:total]
+        cached_values = rearrange(values[span.blocks], "n b h d -> (n b) h d")[:total]
+        return _causal_attention(q[run], cached_keys, cached_values)
+
+
+def _causal_attention(
+    q: Float[Tensor, "queries heads head_dim"],
+    k: Float[Tensor, "keys kv_heads head_dim"],
+    v: Float[Tensor, "keys kv_heads head_dim"],
+) -> Float[Tensor, "queries heads head_dim"]:
+    """One sequence, whose last query is also its last key."""
+    queries, keys = q.shape[0], k.shape[0]
+    if _has_varlen_kernel(q):
+        q_bounds = torch.tensor([0, queries], dtype=torch.int32, device=q.device)
+        k_bounds = torch.tensor([0, keys], dtype=torch.int32, device=q.device)
+        return _varlen_attention(q, k, v, q_bounds, k_bounds, queries, keys)
+    mask = None
+    if queries not in (1, keys):
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    q, k, v = (rearrange(x, "t h d -> 1 h t d") for x in (q, k, v))
+    is_causal = mask is None and queries > 1
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=True
+    )
+    return rearrange(out, "1 h t d -> t h d")
+
+
+def _decode_attention(
+    q: Float[Tensor, "sequences heads head_dim"],
+    keys: Float[Tensor, "blocks block_size kv_heads head_dim"],
+    values: Float[Tensor, "blocks block_size kv_heads head_dim"],
+    span: DecodeSpan,
+) -> Float[Tensor, "sequences heads head_dim"]:
+    k = rearrange(keys[span.block_tables], "s n b h d -> s h (n b) d")
+    v = rearrange(values[span.block_tables], "s n b h d -> s h (n b) d")
+    visible = torch.arange(k.shape[2], device=q.device) < span.context_lens[:, None]
+    out = F.scaled_dot_product_attention(
+        rearrange(q, "s h d -> s h 1 d"),
+        k,
+        v,
+        attn_mask=rearrange(visible, "s t -> s 1 1 t"),
+        enable_gqa=True,
+    )
+    return rearrange(out, "s h 1 d -> s h d")
+
+
+def _has_varlen_kernel(q: Tensor) -> bool:
+    """Whether PyTorch's variable-length flash attention takes these tensors."""
+    if q.device.type != "cuda" or q.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    major, _ = torch.cuda.get_device_capability(q.device)
+    return major >= 8 and q.shape[-1] <= 256
+
+
+def _varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor, max_q: int, max_k: int
+) -> Tensor:
+    """Flash attention over a packed stream; queries are aligned to the end of their keys."""
+    out = torch.ops.aten._flash_attention_forward(
+        q, k, v, q_bounds, k_bounds, max_q, max_k, 0.0, True, False
+    )
+    return out[0]

@@ -1,0 +1,83 @@
+"""Rotary positions: how a token's place, and the length of its sequence, turn queries and keys.
+
+Dynamic NTK and long rope make the rotation depend on the length of a token's own sequence. A key
+is rotated once: a prompt's tokens by the whole prompt's length, a generated token by its own length
+when it was made. So a position is two numbers, and batch or pack mates never change a result.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from internvl2.config import RotaryConfig
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where each token of a stream stands in its own sequence."""
+
+    index: Int[Tensor, " tokens"]
+    length: Int[Tensor, " tokens"]
+    """Length, in tokens, that decides the rotation: the prompt's, or index + 1 once generated."""
+
+    @classmethod
+    def packed(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Positions":
+        """Positions of whole sequences that follow each other in one stream."""
+        index = torch.cat([torch.arange(n, device=device) for n in lengths])
+        length = torch.cat([torch.full((n,), n, device=device) for n in lengths])
+        return cls(index, length)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Cosines and sines of the angles by which each pair of head dimensions is turned."""
+
+    cos: Float[Tensor, "tokens half"]
+    sin: Float[Tensor, "tokens half"]
+
+    def __call__(
+        self, x: Float[Tensor, "tokens heads head_dim"]
+    ) -> Float[Tensor, "tokens heads head_dim"]:
+        """Turn queries or keys; dimension i is paired with i + head_dim / 2 (RoFormer, 2104.09864)."""
+        first, second = x.float().chunk(2, dim=-1)
+        cos, sin = self.cos[:, None], self.sin[:, None]
+        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return turned.to(x.dtype)
+
+
+def rotation(config: RotaryConfig, head_dim: int, positions: Positions) -> Rotation:
+    """Angles for every token, in fp32; no table is kept, so none can be stale."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.index.device).float() / head_dim
+    frequencies = 1.0 / config.theta**exponents
+    if config.kind == "dynamic":
+        frequencies = _dynamic_frequencies(config, exponents, frequencies, positions.length)
+    elif config.kind == "long":
+        frequencies = frequencies / _long_factors(config, positions.length)
+    angles = positions.index[:, None].float() * frequencies
+    return Rotation(angles.cos() * config.scale, angles.sin() * config.scale)
+
+
+def _dynamic_frequencies(
+    config: RotaryConfig,
+    exponents: Float[Tensor, " half"],
+    plain: Float[Tensor, " half"],
+    length: Int[Tensor, " tokens"],
+) -> Float[Tensor, "tokens half"]:
+    """Frequencies with a base that grows beyond the limit (`modeling_internlm2.py`)."""
+    head_dim = 2 * exponents.shape[0]
+    stretch = config.factor * (length.float() / config.limit).clamp(min=1) - (config.factor - 1)
+    base = config.theta * stretch ** (head_dim / (head_dim - 2))
+    stretched = 1.0 / base[:, None] ** exponents
+    return torch.where((length > config.limit)[:, None], stretched, plain)
+
+
+def _long_factors(
+    config: RotaryConfig, length: Int[Tensor, " tokens"]
+) -> Float[Tensor, "tokens half"]:
+    """Per-frequency divisors, short or long by the length (`modeling_phi3.py`, su rope)."""
+    short = torch.tensor(config.short_factors, device=length.device)
+    long = torch.tensor(config.long_factors, device=length.device)
+    return torch.where((length > config.limit)[:, None], long, short)

@@ -1,0 +1,139 @@
+"""InternViT: from tiles to a feature vector per patch. The 300M and the 6B tower are one module.
+
+Source of the formulas: `modeling_intern_vit.py` of the official code.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from internvl2.config import VisionConfig
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class VisionTower(nn.Module):
+    """A pre-norm transformer over a tile's patches, with learned positions and layer scale."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.config = config
+        positions = 1 + config.patches_per_side**2
+        self.class_embedding = nn.Parameter(0.02 * torch.randn(config.hidden_size))
+        self.position_embedding = nn.Parameter(0.02 * torch.randn(positions, config.hidden_size))
+        patch = config.patch_size
+        self.patch_embedding = nn.Conv2d(3, config.hidden_size, patch, stride=patch)
+        rates = torch.linspace(0, config.drop_path_rate, config.num_layers, device="cpu").tolist()
+        self.layers = nn.ModuleList(VisionLayer(config, rate) for rate in rates)
+
+    def forward(
+        self, pixels: Float[Tensor, "tiles 3 size size"], num_layers: int | None = None
+    ) -> Float[Tensor, "tiles patches+1 dim"]:
+        """Hidden state after `num_layers` layers (default: all); token 0 is the class token."""
+        x = self.embed(pixels)
+        for layer in self.layers[:num_layers]:
+            x = layer(x)
+        return x
+
+    def embed(
+        self, pixels: Float[Tensor, "tiles 3 size size"]
+    ) -> Float[Tensor, "tiles patches+1 dim"]:
+        """Patch embeddings behind the class token, with their positions added."""
+        patches = self.patch_embedding(pixels)
+        side = patches.shape[-1]
+        x = rearrange(patches, "tiles dim h w -> tiles (h w) dim")
+        first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+        return torch.cat([first, x], dim=1) + self._positions(side).to(x.dtype)
+
+    def _positions(self, side: int) -> Float[Tensor, "patches+1 dim"]:
+        """Position embeddings for `side` x `side` patches, interpolated where need be."""
+        trained = self.config.patches_per_side
+        if side == trained:
+            return self.position_embedding
+        first, grid = self.position_embedding.float().split([1, trained**2])
+        grid = rearrange(grid, "(h w) dim -> 1 dim h w", h=trained)
+        grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+        return torch.cat([first, rearrange(grid, "1 dim h w -> (h w) dim")])
+
+
+class VisionLayer(nn.Module):
+    """Attention and MLP, each scaled per channel and, while training, sometimes left out."""
+
+    def __init__(self, config: VisionConfig, drop_path_rate: float):
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+        self.norm1 = _norm(config)
+        self.attention = VisionAttention(config)
+        self.scale1 = nn.Parameter(torch.ones(config.hidden_size))
+        self.norm2 = _norm(config)
+        self.mlp = VisionMLP(config)
+        self.scale2 = nn.Parameter(torch.ones(config.hidden_size))
+
+    def forward(self, x: Float[Tensor, "tiles patches dim"]) -> Float[Tensor, "tiles patches dim"]:
+        """One layer of the tower."""
+        x = x + self._drop_path(self.attention(self.norm1(x)) * self.scale1.to(x.dtype))
+        return x + self._drop_path(self.mlp(self.norm2(x)) * self.scale2.to(x.dtype))
+
+    def _drop_path(
+        self, x: Float[Tensor, "tiles patches dim"]
+    ) -> Float[Tensor, "tiles patches dim"]:
+        """Leave the branch out for some tiles and scale the others up (1603.09382)."""
+        if not self.training or self.drop_path_rate == 0:
+            return x
+        keep = 1 - self.drop_path_rate
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) < keep
+        return x * kept.to(x.dtype) / keep
+
+
+class VisionAttention(nn.Module):
+    """Full attention among the patches of a tile."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        dim = config.hidden_size
+        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.q_norm = nn.RMSNorm(dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(dim, eps=config.norm_eps) if config.qk_norm else None
+
+    def forward(self, x: Float[Tensor, "tiles patches dim"]) -> Float[Tensor, "tiles patches dim"]:
+        """Attend; in the 6B tower queries and keys are normalised over all heads together."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        heads = self.num_heads
+        q, k, v = (rearrange(y, "t p (h d) -> t h p d", h=heads) for y in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(rearrange(out, "t h p d -> t p (h d)"))
+
+
+class VisionMLP(nn.Module):
+    """Two linear maps with an exact (erf) GELU between them."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Float[Tensor, "tiles patches dim"]) -> Float[Tensor, "tiles patches dim"]:
+        """Transform each patch by itself."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+def normalize(
+    tiles: UInt8[Tensor, "tiles size size 3"], dtype: torch.dtype
+) -> Float[Tensor, "tiles 3 size size"]:
+    """Pixels of 0..255 with ImageNet's mean and deviation taken out, in fp32 until the end."""
+    mean = torch.tensor(IMAGENET_MEAN, device=tiles.device)
+    std = torch.tensor(IMAGENET_STD, device=tiles.device)
+    pixels = (tiles.float() / 255 - mean) / std
+    return rearrange(pixels, "tiles h w c -> tiles c h w").to(dtype).contiguous()
+
+
+def _norm(config: VisionConfig) -> nn.Module:
+    kind = nn.LayerNorm if config.norm == "layer_norm" else nn.RMSNorm
+    return kind(config.hidden_size, eps=config.norm_eps)
