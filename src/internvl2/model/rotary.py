@@ -41,7 +41,7 @@ class Rotation:
     def __call__(
         self, x: Float[Tensor, "tokens heads head_dim"]
     ) -> Float[Tensor, "tokens heads head_dim"]:
-        """Turn queries or keys; dimension i is paired with i + head_dim / 2 (RoFormer, 2104.09864)."""
+        """Turn queries or keys; dimension i is paired with i + head_dim / 2 (2104.09864)."""
         first, second = x.float().chunk(2, dim=-1)
         cos, sin = self.cos[:, None], self.sin[:, None]
         turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
