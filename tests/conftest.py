@@ -1,22 +1,81 @@
-"""Where recorded data lies, and who may use it."""
+"""Recorded data: where it lies, how it is read, and who may use it."""
 
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import chain, repeat
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 CORE = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared"
 
 
 def recorded(*parts: str) -> Path:
-    """A file or folder of recorded data: from the project's own core, else from ../shared, else skip."""
-    for candidate in (CORE.joinpath(*parts), SHARED.joinpath("fixtures", *parts), SHARED.joinpath(*parts)):
-        if candidate.exists():
-            return candidate
+    """A file or folder of recorded data: the project's own core, else ../shared, else skip."""
+    for root in (CORE, SHARED / "fixtures", SHARED):
+        if root.joinpath(*parts).exists():
+            return root.joinpath(*parts)
     pytest.skip(f"recorded data {'/'.join(parts)} is not here: ../shared is absent")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What the official code computed from one small random checkpoint."""
+
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint"
+
+    @cached_property
+    def expected(self) -> dict:
+        return json.loads((self.folder / "expected.json").read_text())
+
+    @cached_property
+    def train(self) -> dict:
+        return json.loads((self.folder / "train.json").read_text())
+
+    @cached_property
+    def arrays(self) -> dict[str, torch.Tensor]:
+        return _tensors(self.folder / "expected.npz")
+
+    @cached_property
+    def train_arrays(self) -> dict[str, torch.Tensor]:
+        return _tensors(self.folder / "train.npz")
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    with np.load(path) as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
+
+
+@lru_cache
+def _recording(case: str) -> Recording:
+    return Recording(recorded("official", case))
+
+
+def _expand(run_lengths: list) -> list:
+    return list(chain.from_iterable(repeat(value, count) for value, count in run_lengths))
 
 
 @pytest.fixture(scope="session")
 def data():
     """`data("official", "A_internlm2")` is the path of that recording; skips where it is absent."""
     return recorded
+
+
+@pytest.fixture(scope="session")
+def recording():
+    """`recording("A_internlm2")` reads what the official code computed; skips where absent."""
+    return _recording
+
+
+@pytest.fixture(scope="session")
+def expand():
+    """`expand([[7, 3]])` is `[7, 7, 7]`: the run-length lists of the recordings."""
+    return _expand

@@ -31,7 +31,7 @@ class VisionTower(nn.Module):
 
     def forward(
         self, pixels: Float[Tensor, "tiles 3 size size"], num_layers: int | None = None
-    ) -> Float[Tensor, "tiles patches+1 dim"]:
+    ) -> Float[Tensor, "tiles states dim"]:
         """Hidden state after `num_layers` layers (default: all); token 0 is the class token."""
         x = self.embed(pixels)
         for layer in self.layers[:num_layers]:
@@ -40,7 +40,7 @@ class VisionTower(nn.Module):
 
     def embed(
         self, pixels: Float[Tensor, "tiles 3 size size"]
-    ) -> Float[Tensor, "tiles patches+1 dim"]:
+    ) -> Float[Tensor, "tiles states dim"]:
         """Patch embeddings behind the class token, with their positions added."""
         patches = self.patch_embedding(pixels)
         side = patches.shape[-1]
@@ -48,7 +48,7 @@ class VisionTower(nn.Module):
         first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return torch.cat([first, x], dim=1) + self._positions(side).to(x.dtype)
 
-    def _positions(self, side: int) -> Float[Tensor, "patches+1 dim"]:
+    def _positions(self, side: int) -> Float[Tensor, "states dim"]:
         """Position embeddings for `side` x `side` patches, interpolated where need be."""
         trained = self.config.patches_per_side
         if side == trained:
