@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from internvl2.config import DecoderConfig
 from internvl2.model.attention import Attention
-from internvl2.model.rotary import Positions, Rotation, rotation
+from internvl2.model.rotary import Positions, Rotary, Rotation
 
 
 class Decoder(nn.Module):
@@ -20,6 +20,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
+        self.rotary = Rotary(config.rotary, config.head_dim)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
@@ -29,7 +30,7 @@ class Decoder(nn.Module):
         self, x: Float[Tensor, "tokens dim"], positions: Positions, attend: Attention
     ) -> Float[Tensor, "tokens dim"]:
         """Hidden states behind the last norm; `attend` says who sees whom."""
-        rotate = rotation(self.config.rotary, self.config.head_dim, positions)
+        rotate = self.rotary(positions)
         for layer in self.layers:
             x = layer(x, rotate, attend)
         return self.norm(x)

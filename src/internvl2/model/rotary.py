@@ -48,36 +48,47 @@ class Rotation:
         return turned.to(x.dtype)
 
 
-def rotation(config: RotaryConfig, head_dim: int, positions: Positions) -> Rotation:
-    """Angles for every token, in fp32; no table is kept, so none can be stale."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.index.device).float() / head_dim
-    frequencies = 1.0 / config.theta**exponents
-    if config.kind == "dynamic":
-        frequencies = _dynamic_frequencies(config, exponents, frequencies, positions.length)
-    elif config.kind == "long":
-        frequencies = frequencies / _long_factors(config, positions.length)
-    angles = positions.index[:, None].float() * frequencies
-    return Rotation(angles.cos() * config.scale, angles.sin() * config.scale)
+class Rotary:
+    """Angles for every token of a stream, in fp32, computed anew for each step.
 
+    Only the factors of long rope are kept, once a device, so that a step copies nothing from the
+    host.
+    """
 
-def _dynamic_frequencies(
-    config: RotaryConfig,
-    exponents: Float[Tensor, " half"],
-    plain: Float[Tensor, " half"],
-    length: Int[Tensor, " tokens"],
-) -> Float[Tensor, "tokens half"]:
-    """Frequencies with a base that grows beyond the limit (`modeling_internlm2.py`)."""
-    head_dim = 2 * exponents.shape[0]
-    stretch = config.factor * (length.float() / config.limit).clamp(min=1) - (config.factor - 1)
-    base = config.theta * stretch ** (head_dim / (head_dim - 2))
-    stretched = 1.0 / base[:, None] ** exponents
-    return torch.where((length > config.limit)[:, None], stretched, plain)
+    def __init__(self, config: RotaryConfig, head_dim: int):
+        self.config, self.head_dim = config, head_dim
+        self._factors: dict[torch.device, Float[Tensor, "2 half"]] = {}
 
+    def __call__(self, positions: Positions) -> Rotation:
+        """How each token's queries and keys are turned."""
+        config, device = self.config, positions.index.device
+        exponents = torch.arange(0, self.head_dim, 2, device=device).float() / self.head_dim
+        frequencies = 1.0 / config.theta**exponents
+        if config.kind == "dynamic":
+            frequencies = self._dynamic(exponents, frequencies, positions.length)
+        elif config.kind == "long":
+            frequencies = frequencies / self._long_factors(positions.length)
+        angles = positions.index[:, None].float() * frequencies
+        return Rotation(angles.cos() * config.scale, angles.sin() * config.scale)
 
-def _long_factors(
-    config: RotaryConfig, length: Int[Tensor, " tokens"]
-) -> Float[Tensor, "tokens half"]:
-    """Per-frequency divisors, short or long by the length (`modeling_phi3.py`, su rope)."""
-    short = torch.tensor(config.short_factors, device=length.device)
-    long = torch.tensor(config.long_factors, device=length.device)
-    return torch.where((length > config.limit)[:, None], long, short)
+    def _dynamic(
+        self,
+        exponents: Float[Tensor, " half"],
+        plain: Float[Tensor, " half"],
+        length: Int[Tensor, " tokens"],
+    ) -> Float[Tensor, "tokens half"]:
+        """Frequencies with a base that grows beyond the limit (`modeling_internlm2.py`)."""
+        config = self.config
+        excess = (length.float() / config.limit).clamp(min=1)
+        stretch = config.factor * excess - (config.factor - 1)
+        base = config.theta * stretch ** (self.head_dim / (self.head_dim - 2))
+        stretched = 1.0 / base[:, None] ** exponents
+        return torch.where((length > config.limit)[:, None], stretched, plain)
+
+    def _long_factors(self, length: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens half"]:
+        """Per-frequency divisors, short or long by the length (`modeling_phi3.py`, su rope)."""
+        if length.device not in self._factors:
+            both = (self.config.short_factors, self.config.long_factors)
+            self._factors[length.device] = torch.tensor(both, device=length.device)
+        short, long = self._factors[length.device]
+        return torch.where((length > self.config.limit)[:, None], long, short)
