@@ -1,0 +1,120 @@
+"""Cut a picture of any shape into the square tiles that the vision tower reads.
+
+A page is never squeezed into one square. Among the grids of at most `max_tiles` tiles the one
+closest in aspect ratio is taken, the picture is resized to fill it and cut up, and a thumbnail of
+the whole is added where there is more than one tile (`dynamic_preprocess` of the official
+`dataset.py`). Pixels are those of Pillow's bicubic filter, with which the family was trained.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import UInt8
+from PIL import Image
+
+from internvl2.processing.fetch import MediaError
+from internvl2.processing.pixels import PictureOptions, open_picture
+
+__all__ = [
+    "Grid",
+    "MediaError",
+    "PictureOptions",
+    "candidate_grids",
+    "choose_grid",
+    "cut",
+    "open_picture",
+    "pad_to_square",
+]
+
+IMAGENET_MEAN_COLOUR = (123, 116, 103)
+"""int(255 * mean) of the ImageNet means that pixels are normalised with."""
+
+
+class Grid(NamedTuple):
+    """How many tiles a picture fills, across and down."""
+
+    columns: int
+    rows: int
+
+    @property
+    def tiles(self) -> int:
+        """Tiles in the grid, the thumbnail not among them."""
+        return self.columns * self.rows
+
+
+@lru_cache(maxsize=256)
+def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[Grid, ...]:
+    """Every grid of `min_tiles` to `max_tiles` tiles, fewest tiles first.
+
+    Grids of equal area keep the order of a set filled as the official code fills its own, since
+    that order decides between 1x2 and 2x1 for a picture exactly between them.
+    """
+    if not 1 <= min_tiles <= max_tiles:
+        raise ValueError(f"tiles from {min_tiles} to {max_tiles}; need 1 <= smallest <= largest")
+    grids: set[Grid] = set()
+    for longest in range(min_tiles, max_tiles + 1):
+        for columns in range(1, longest + 1):
+            rows = range(1, longest + 1)
+            grids.update(Grid(columns, r) for r in rows if min_tiles <= columns * r <= max_tiles)
+    return tuple(sorted(grids, key=lambda grid: grid.tiles))
+
+
+def choose_grid(
+    width: int, height: int, tile_size: int = 448, min_tiles: int = 1, max_tiles: int = 12
+) -> Grid:
+    """The grid whose aspect ratio is closest to `width / height`.
+
+    Grids of one ratio (1x1, 2x2, 3x3) tie. The larger wins only while the picture covers more than
+    half of its pixels, so that a small picture is not blown up for nothing.
+    """
+    aspect, best, best_distance = width / height, Grid(1, 1), float("inf")
+    for grid in candidate_grids(min_tiles, max_tiles):
+        distance = abs(aspect - grid.columns / grid.rows)
+        fills = width * height > 0.5 * tile_size * tile_size * grid.tiles
+        if distance < best_distance or (distance == best_distance and fills):
+            best, best_distance = grid, distance
+    return best
+
+
+def cut(
+    image: Image.Image, grid: Grid, tile_size: int = 448, thumbnail: bool = True
+) -> UInt8[np.ndarray, "tiles size size 3"]:
+    """Tiles in reading order, then the thumbnail where there is more than one tile."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    filled_size = (grid.columns * tile_size, grid.rows * tile_size)
+    if grid.tiles == 1 or not thumbnail:
+        return _split(_resize(rgb, filled_size), grid)
+    rgb.load()  # once, before two threads read it; the resizes themselves release the GIL
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        small = pool.submit(_resize, rgb, (tile_size, tile_size))
+        filled = _split(_resize(rgb, filled_size), grid)
+        return np.concatenate([filled, small.result()[None]])
+
+
+def pad_to_square(
+    image: Image.Image, colour: tuple[int, int, int] = IMAGENET_MEAN_COLOUR
+) -> Image.Image:
+    """The picture in the middle of the smallest square that holds it (`expand2square`)."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+
+
+def _split(
+    pixels: UInt8[np.ndarray, "height width 3"], grid: Grid
+) -> UInt8[np.ndarray, "tiles size size 3"]:
+    tiles = rearrange(
+        pixels,
+        "(rows y) (columns x) rgb -> (rows columns) y x rgb",
+        columns=grid.columns,
+        rows=grid.rows,
+    )
+    return np.ascontiguousarray(tiles)
