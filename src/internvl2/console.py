@@ -1,6 +1,6 @@
 """What a person watching the terminal sees beside the answer: log lines and progress, on stderr.
 
-Modules log through `logging.getLogger(__name__)` and never print; only the command line decides where
+Modules log through `logging.getLogger(__name__)` and never print; the command line alone decides where
 lines go. Progress bars appear on terminals only, so that a log file stays readable.
 """
 
