@@ -1,0 +1,132 @@
+"""A checkpoint on disk: which layout it has, and whether it holds exactly what the model needs."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from internvl2.checkpoint.adapters import merged
+from internvl2.checkpoint.config_files import Layout, read_lora_ranks, tied_embeddings
+from internvl2.checkpoint.files import Stored, TensorSource, open_weights
+from internvl2.checkpoint.layouts import (
+    Rule,
+    Shapes,
+    canonical_name,
+    head_and_embedding,
+    is_ignorable,
+    rules,
+)
+from internvl2.config import InternVLConfig
+from internvl2.model.internvl import InternVL
+
+SHOWN = 10
+"""How many faulty tensors one message lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The weights of a model as they lie on disk."""
+
+    directory: Path
+    layout: Layout
+    shapes: Shapes
+    """Our parameters."""
+    rules: list[Rule]
+    source: TensorSource
+    names: Mapping[str, str]
+    """For every name in the rules the name in the files."""
+
+    def stored(self, name: str) -> Stored:
+        """Shape, type and file of the tensor that the rules call `name`."""
+        return self.source.stored[self.names[name]]
+
+    def read(self, rule: Rule) -> list[Tensor]:
+        """Our parameters of one rule, in the stored type."""
+        return rule.read([self.source.read(self.names[name]) for name in rule.theirs])
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter of ours with its name, one rule at a time."""
+        for rule in self.rules:
+            yield from zip(rule.ours, self.read(rule), strict=True)
+
+    def dtype(self) -> torch.dtype:
+        """The type that most of the numbers are stored in."""
+        sizes: dict[torch.dtype, int] = {}
+        for stored in self.source.stored.values():
+            numbers = torch.Size(stored.shape).numel()
+            sizes[stored.dtype] = sizes.get(stored.dtype, 0) + numbers
+        return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def open_checkpoint(directory: Path, config: InternVLConfig) -> Checkpoint:
+    """The checkpoint in a directory; a missing, extra or misshapen tensor is an error."""
+    source = merged(open_weights(directory), *read_lora_ranks(directory))
+    layout = find_layout(source, config, directory)
+    shapes = parameter_shapes(config)
+    table = rules(layout, config, shapes)
+    names = {canonical_name(name, layout): name for name in source.stored}
+    head, embedding = head_and_embedding(layout, config)
+    if head not in names and embedding in names and tied_embeddings(directory):
+        names[head] = names[embedding]
+    _check(directory, table, shapes, {name: source.stored[names[name]].shape for name in names})
+    return Checkpoint(directory, layout, shapes, table, source, names)
+
+
+def parameter_shapes(config: InternVLConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of a model, without making it."""
+    with torch.device("meta"):
+        state = InternVL(config).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def find_layout(source: TensorSource, config: InternVLConfig, directory: Path) -> Layout:
+    """Which layout tensors are in, told by their names and, for Paddle, by one matrix's shape.
+
+    Paddle keeps every matrix as [in, out]. Many are square, so the one that cannot be, the vision
+    tower's `qkv`, decides for the whole checkpoint.
+    """
+    names = source.stored
+    if any("vision_tower." in name for name in names):
+        return "hf"
+    if not any(name.startswith(("vision_model.", "mlp1.")) for name in names):
+        some = ", ".join(list(names)[:3])
+        raise ValueError(f"{directory}: tensors named as in no known layout: {some}")
+    width = config.vision.hidden_size
+    qkv = names.get("vision_model.encoder.layers.0.attn.qkv.weight")
+    if qkv is not None and qkv.shape == (width, 3 * width):
+        return "paddlemix"
+    return "opengvlab"
+
+
+def _check(
+    directory: Path, table: list[Rule], shapes: Shapes, found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise one error that names every fault, up to ten of each kind."""
+    wanted = {
+        name: shape
+        for rule in table
+        for name, shape in zip(rule.theirs, rule.their_shapes(shapes), strict=True)
+    }
+    missing = [f"{name} {list(wanted[name])}" for name in wanted if name not in found]
+    extra = [
+        f"{name} {list(found[name])}"
+        for name in found
+        if name not in wanted and not is_ignorable(name)
+    ]
+    misshapen = [
+        f"{name} is {list(found[name])} instead of {list(wanted[name])}"
+        for name in wanted
+        if name in found and found[name] != wanted[name]
+    ]
+    faults = [
+        f"{what}: {', '.join(listed[:SHOWN])}"
+        + (f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else "")
+        for what, listed in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
+        if listed
+    ]
+    if faults:
+        raise ValueError(
+            f"{directory} does not hold what its config.json says; " + "; ".join(faults)
+        )
