@@ -1,7 +1,7 @@
 """How a conversation is written down for each language model of the family.
 
 Every member marks turns the same way, an opening, the text and a closing, and differs only in the
-strings; so a template is data (`conversation.py` of the official code) and one function renders all.
+strings; so a template is data (`conversation.py` of the official code), and `layout` renders all.
 """
 
 from dataclasses import dataclass
