@@ -2,7 +2,7 @@
 
 Pure bookkeeping, no tensors. A block holds `block_size` tokens. A full block is known by a hash
 that chains over everything before it: token ids, the pictures that its visual tokens come from, and
-the rotary state (beyond a model's limit, equal tokens in sequences of other lengths have other keys).
+the rotary state (beyond a model's limit, the length of a sequence changes its keys).
 Blocks that nobody uses stay known until they are needed, the least recently used first.
 """
 

@@ -76,16 +76,21 @@ class Scheduler:
         """Most tokens, prompt and answer together, that a sequence can have."""
         return min(self.max_context, self.cache.capacity)
 
-    def add(self, sequence: Sequence) -> None:
-        """Takes a sequence, or raises ValueError when its prompt can never fit."""
+    def check(self, sequence: Sequence) -> None:
+        """Raises ValueError when a sequence can never fit."""
         length = sequence.prompt_length
         if length >= self.longest:
+            visual = sequence.prompt.num_image_tokens
             raise ValueError(
-                f"the prompt has {length} tokens "
-                f"({sequence.prompt.num_image_tokens} of them visual) and needs room for an answer, but a sequence can have {self.longest} "
-                f"(context {self.max_context}, cache {self.cache.capacity}); "
-                "use fewer tiles or a shorter prompt"
+                f"the prompt has {length} tokens ({visual} of them visual) and needs room for an "
+                f"answer, but a sequence can have {self.longest} (context {self.max_context}, "
+                f"cache {self.cache.capacity}); use fewer tiles or a shorter prompt"
             )
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence, or raises ValueError when it can never fit."""
+        self.check(sequence)
+        length = sequence.prompt_length
         sequence.limit = min(length + sequence.params.max_tokens, self.longest)
         self.waiting.append(sequence)
 

@@ -41,7 +41,7 @@ class SamplingParams:
     seed: int | None = None
     """The same seed gives the same tokens, whatever else runs in the same batch."""
     logprobs: int | None = None
-    """How many of the most probable tokens to report beside the chosen one; None reports nothing."""
+    """How many of the most probable tokens to report with the chosen one; None reports nothing."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; they may span tokens."""
     stop_token_ids: tuple[int, ...] | None = None

@@ -1,0 +1,314 @@
+"""Many conversations at once: load a model, ask, stream, batch, from any thread or event loop.
+
+with Engine.load("OpenGVLab/InternVL2-2B") as engine:
+    chat = engine.chat()
+    print(chat.ask("What is the total?", images=["receipt.jpg"]).text)
+"""
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import Sequence as Rows
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from internvl2 import device as devices
+from internvl2.checkpoint.config_files import read_config
+from internvl2.checkpoint.store import load_model
+from internvl2.engine.answer_text import AnswerText
+from internvl2.engine.batch import Answered, Batch, Work
+from internvl2.engine.chat import Chat
+from internvl2.engine.kv_cache import KVCache
+from internvl2.engine.memory import MemoryPlan, MemoryRequest, plan
+from internvl2.engine.model_runner import ModelRunner, RunnerOptions
+from internvl2.engine.requests import Failure, Mailbox, Request
+from internvl2.engine.scheduler import Scheduler
+from internvl2.engine.sequence import Answer, Output, SamplingParams, Sequence
+from internvl2.engine.step_loop import Inbox, StepLoop
+from internvl2.model.internvl import InternVL
+from internvl2.processing.conversation import Conversation
+from internvl2.processing.processor import EncodeOptions, Processor
+from internvl2.processing.prompt import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Sizes of an engine; None leaves the choice to it."""
+
+    max_context: int | None = None
+    """Most tokens of a conversation and its answer; None takes what the model was made for."""
+    max_sequences: int | None = None
+    """Most answers written at the same time; None takes 64 on an accelerator and 8 on a CPU."""
+    cache_tokens: int | None = None
+    """Size of the key-value cache; None takes what fits (a modest share of it on a CPU)."""
+    memory_share: float = 0.9
+    """How much of an accelerator's free memory may be used."""
+    max_batch_tokens: int | None = None
+    """Most tokens of one step, longer prompts are cut; None takes 8192, or 2048 on a CPU."""
+    block_size: int = 16
+    """Tokens per block of the cache."""
+    prefix_reuse: bool = True
+    """Whether equal beginnings of conversations are computed once."""
+    vision_cache_bytes: int = 256 * 2**20
+    """Visual tokens kept for pictures that may come again."""
+    vision_tiles: int | None = None
+    """Most tiles in one run of the vision tower; None takes 32, or 4 on a CPU."""
+    pad_decodes: bool | None = None
+    """Whether steps are padded to few batch sizes; None does so on a GPU."""
+
+
+class Engine:
+    """One model, its cache, and everybody who asks it."""
+
+    def __init__(
+        self, model: InternVL, processor: Processor, options: EngineOptions | None = None
+    ) -> None:
+        options = options or EngineOptions()
+        self.model = model.eval()
+        self.processor = processor
+        weight = model.decoder.embedding.weight
+        request = _memory_request(options, weight.device.type == "cpu")
+        self.plan: MemoryPlan = plan(
+            model.config,
+            weight.dtype,
+            weight.device,
+            devices.free_memory(weight.device),
+            request,
+            is_loaded=True,
+        )
+        rotary = model.config.decoder.rotary
+        cache = KVCache(
+            self.plan.num_blocks, options.block_size, rotary, reuse=options.prefix_reuse
+        )
+        self.scheduler = Scheduler(
+            cache,
+            max_context=self.plan.max_context,
+            max_sequences=request.max_sequences,
+            max_batch_tokens=request.max_batch_tokens,
+        )
+        pad = weight.device.type == "cuda" if options.pad_decodes is None else options.pad_decodes
+        runner_options = RunnerOptions(
+            num_blocks=self.plan.num_blocks,
+            block_size=options.block_size,
+            max_sequences=request.max_sequences,
+            longest=self.scheduler.longest,
+            pad_decodes=pad,
+            vision_bytes=options.vision_cache_bytes,
+            vision_tiles=request.vision_tiles,
+        )
+        self.runner = ModelRunner(model, runner_options)
+        self._loop = StepLoop(self.scheduler, self.runner)
+        self._ids = itertools.count()
+        self._leading_ids = _leading_ids(processor)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        options: EngineOptions | None = None,
+    ) -> Self:
+        """An engine for a model directory."""
+        options = options or EngineOptions()
+        config = read_config(model)
+        place = devices.pick(device)
+        number_format = devices.choose_dtype(place, config.dtype, dtype)
+        request = _memory_request(options, place.type == "cpu")
+        plan(config, number_format, place, devices.free_memory(place), request)
+        processor = Processor.from_directory(model, config)
+        return cls(load_model(model, device=place, dtype=number_format), processor, options)
+
+    def encode(
+        self, request: Conversation | Prompt, options: EncodeOptions | None = None
+    ) -> Prompt:
+        """The prompt of a conversation, within what this engine can hold."""
+        if isinstance(request, Prompt):
+            return request
+        options = options or EncodeOptions()
+        longest = self.scheduler.longest - 1
+        wanted = options.max_context
+        limit = longest if wanted is None else min(wanted, longest)
+        return self.processor.encode(request, options=replace(options, max_context=limit))
+
+    def add(
+        self,
+        request: Conversation | Prompt,
+        params: SamplingParams | None = None,
+        options: EncodeOptions | None = None,
+    ) -> int:
+        """Queues a request and gives its id; `step` then returns its outputs."""
+        prompt = self.encode(request, options)
+        return self.submit(prompt, params or SamplingParams(), None).id
+
+    def step(self) -> list[Output]:
+        """Runs one step and gives the outputs of requests that came through `add`."""
+        return self._loop.step()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a further `step` could give something."""
+        return self._loop.has_work
+
+    def abort(self, sequence_id: int) -> None:
+        """Ends a request; its blocks are free when the running step is done."""
+        self._loop.abort(sequence_id)
+
+    def answer(
+        self,
+        request: Conversation | Prompt,
+        params: SamplingParams | None = None,
+        options: EncodeOptions | None = None,
+    ) -> Answer:
+        """The whole answer to one request."""
+        return self.generate([request], params, options)[0]
+
+    def stream(
+        self,
+        request: Conversation | Prompt,
+        params: SamplingParams | None = None,
+        options: EncodeOptions | None = None,
+    ) -> Iterator[Output]:
+        """One answer as it is written; leaving the loop early ends the request."""
+        return self._outputs(self.encode(request, options), params or SamplingParams())
+
+    def generate(
+        self,
+        requests: Rows[Conversation | Prompt],
+        params: SamplingParams | Rows[SamplingParams] | None = None,
+        options: EncodeOptions | None = None,
+    ) -> list[Answer]:
+        """The answers to many requests, computed together; the first error ends all."""
+        answers: dict[int, Answer] = {}
+        with closing(self.answers(requests, params, options)) as ended:
+            for answered in ended:
+                if answered.answer is None:
+                    raise answered.error or AssertionError("neither an answer nor an error")
+                answers[answered.index] = answered.answer
+        return [answers[index] for index in range(len(requests))]
+
+    def answers(
+        self,
+        requests: Iterable[Conversation | Prompt],
+        params: SamplingParams | Rows[SamplingParams] | None = None,
+        options: EncodeOptions | None = None,
+    ) -> Generator[Answered]:
+        """How each of many requests ends, as soon as it does; errors come in place of answers.
+
+        Requests are read, and their pictures prepared, only a little ahead of the model.
+        """
+        work = Work(lambda request: self.encode(request, options), self.submit, self._loop)
+        ahead = 2 * self.scheduler.max_sequences
+        yield from Batch(work, params or SamplingParams(), ahead).run(requests)
+
+    async def astream(
+        self,
+        request: Conversation | Prompt,
+        params: SamplingParams | None = None,
+        options: EncodeOptions | None = None,
+    ) -> AsyncIterator[Output]:
+        """One answer as it is written; concurrent callers share the engine's steps."""
+        prompt = await asyncio.to_thread(self.encode, request, options)
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Output | Failure] = asyncio.Queue()
+
+        def deliver(item: Output | Failure) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(inbox.put_nowait, item)
+
+        self._loop.start_thread()
+        sequence = self.submit(prompt, params or SamplingParams(), deliver)
+        try:
+            while True:
+                item = await inbox.get()
+                if isinstance(item, Failure):
+                    raise item.error
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            self.abort(sequence.id)
+
+    def chat(
+        self,
+        system: str | None = None,
+        params: SamplingParams | None = None,
+        options: EncodeOptions | None = None,
+    ) -> Chat:
+        """A conversation that remembers its turns."""
+        return Chat(self, system, params, options)
+
+    def close(self) -> None:
+        """Ends all requests and the engine's thread; the engine takes no more."""
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def submit(self, prompt: Prompt, params: SamplingParams, mailbox: Mailbox | None) -> Sequence:
+        """Queues a prompt whose outputs go to a mailbox, or to `step` where there is none."""
+        stops = params.stop_token_ids
+        sequence = Sequence(
+            id=next(self._ids),
+            prompt=prompt,
+            params=params,
+            stop_token_ids=frozenset(self.processor.stop_token_ids if stops is None else stops),
+            seed=random.getrandbits(63) if params.seed is None else params.seed,
+            leading_ids=self._leading_ids,
+        )
+        text = AnswerText(self.processor.tokenizer.stream(), params.stop, params.include_stop)
+        self._loop.submit(Request(sequence, text, mailbox))
+        return sequence
+
+    def _outputs(self, prompt: Prompt, params: SamplingParams) -> Iterator[Output]:
+        inbox: Inbox = Inbox()
+        sequence = self.submit(prompt, params, inbox.put)
+        try:
+            while True:
+                item = self._loop.wait(inbox)
+                if isinstance(item, Failure):
+                    raise item.error
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            self.abort(sequence.id)
+
+
+def _memory_request(options: EngineOptions, is_cpu: bool) -> MemoryRequest:
+    return MemoryRequest(
+        max_sequences=options.max_sequences or (8 if is_cpu else 64),
+        max_batch_tokens=options.max_batch_tokens or (2048 if is_cpu else 8192),
+        vision_tiles=options.vision_tiles or (4 if is_cpu else 32),
+        block_size=options.block_size,
+        max_context=options.max_context,
+        cache_tokens=options.cache_tokens,
+        memory_share=options.memory_share,
+    )
+
+
+def _leading_ids(processor: Processor) -> tuple[int, ...]:
+    """The token that the official generation begins with, unseen.
+
+    With embedded prompts transformers 4.37.2 starts from `bos_token_id` of the language model's
+    config; Qwen2 names `<|endoftext|>` there and Qwen3, run by a newer version, has none.
+    """
+    kind = processor.config.decoder.kind
+    if kind == "qwen3":
+        return ()
+    tokenizer = processor.tokenizer
+    leading = tokenizer.id_of("<|endoftext|>") if kind == "qwen2" else tokenizer.bos_id
+    return () if leading is None else (leading,)

@@ -1,0 +1,98 @@
+"""What the engine keeps for each request beside its sequence, and how outputs become an answer."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from internvl2.engine.answer_text import AnswerText
+from internvl2.engine.model_runner import NextToken
+from internvl2.engine.sequence import (
+    Answer,
+    FinishReason,
+    Logprobs,
+    Output,
+    Sequence,
+    Timings,
+)
+
+Mailbox = Callable[["Output | Failure"], None]
+"""Where a request's outputs go; called from whichever thread runs the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that ended by an error."""
+
+    sequence_id: int
+    error: Exception
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One sequence with its text and its reader."""
+
+    sequence: Sequence
+    text: AnswerText
+    mailbox: Mailbox | None
+    """None: the caller of `Engine.step` reads it."""
+
+    def take(self, token: NextToken) -> Output:
+        """Appends the token that a step chose; the output says whether it was the last."""
+        sequence = self.sequence
+        reason = sequence.append(token.token_id)
+        may_stop = sequence.num_generated > sequence.params.min_tokens
+        text = ""
+        if reason != "stop":
+            text = self.text.add(token.token_id, may_stop)
+            if self.text.is_stopped:
+                reason = "stop"
+        if reason is not None:
+            text += self.text.finish(may_stop)
+            reason = "stop" if self.text.is_stopped else reason
+        logprobs = () if token.logprobs is None else (token.logprobs,)
+        return Output(sequence.id, text, (token.token_id,), reason, sequence.usage, logprobs)
+
+    def aborted(self) -> Output:
+        """The last output of a request that nobody wants any more."""
+        return Output(self.sequence.id, "", (), "abort", self.sequence.usage)
+
+
+@dataclass(slots=True)
+class Collector:
+    """Gathers the outputs of one request."""
+
+    sequence: Sequence
+    started: float = field(default_factory=time.perf_counter)
+    first_token_at: float | None = None
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[Logprobs] = field(default_factory=list)
+
+    def add(self, output: Output) -> Answer | None:
+        """Takes one output and gives the answer when it was the last one."""
+        if self.first_token_at is None:
+            self.first_token_at = time.perf_counter()
+        self.texts.append(output.text)
+        self.token_ids += output.token_ids
+        self.logprobs += output.logprobs
+        if output.finish_reason is None:
+            return None
+        return self._answer(output, output.finish_reason, self.first_token_at)
+
+    def _answer(self, last: Output, reason: FinishReason, first_token_at: float) -> Answer:
+        return Answer(
+            sequence_id=last.sequence_id,
+            text="".join(self.texts),
+            token_ids=tuple(self.token_ids),
+            finish_reason=reason,
+            usage=last.usage,
+            timings=Timings(first_token_at - self.started, time.perf_counter() - self.started),
+            prompt_token_ids=tuple(self.sequence.prompt.token_ids),
+            media=self.sequence.prompt.media,
+            logprobs=tuple(self.logprobs),
+        )
+
+
+def text_of(outputs: Iterable[Output]) -> str:
+    """The text of a stream of outputs."""
+    return "".join(output.text for output in outputs)

@@ -1,0 +1,259 @@
+"""Logits to tokens, for rows with different wishes in one batch.
+
+Order, as in Hugging Face's generation: repetition, presence and frequency penalties, n-grams, the
+ban of stop tokens, temperature, top-k, top-p, min-p. Noise comes from a counter, not a generator: a
+hash of the request's seed, the number of the token and the vocabulary index, so a seeded request
+gets the same tokens whatever shares its batch. Nothing here waits for the device, and a step
+touches only the rows that ask for something.
+"""
+
+import hashlib
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from internvl2.engine.sequence import Sequence
+
+NO_TOKEN = -1
+"""Pads histories on the left."""
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """What rows that look back on their own tokens need."""
+
+    rows: Int[Tensor, " some"]
+    history: Int[Tensor, "some length"]
+    """Tokens written so far, aligned to the right."""
+    is_leading: Tensor
+    """[some, length]: tokens that only the repetition penalty and n-grams see."""
+    repetition: Float[Tensor, " some"]
+    presence: Float[Tensor, " some"]
+    frequency: Float[Tensor, " some"]
+    ngram_size: Int[Tensor, " some"]
+    ngram_sizes: tuple[int, ...]
+    """The different sizes that occur, known to the host."""
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """What rows that draw their token need."""
+
+    rows: Int[Tensor, " some"]
+    temperature: Float[Tensor, " some"]
+    top_k: Int[Tensor, " some"]
+    top_p: Float[Tensor, " some"]
+    log_min_p: Float[Tensor, " some"]
+    keys: Int[Tensor, "some two"]
+    """Two 32-bit numbers from the seed and the number of the token."""
+    truncates: bool
+    """Whether any row has a top-k or top-p, which need the logits in order."""
+
+
+@dataclass(frozen=True)
+class SamplingBatch:
+    """The wishes of every row, ready on the device."""
+
+    penalties: Penalties | None
+    bans: Int[Tensor, "two bans"] | None
+    """Rows, and the token that each may not take."""
+    randomness: Randomness | None
+    logprobs: Int[Tensor, " some"] | None
+    """Rows that report probabilities."""
+    num_top: int
+    """Most alternatives that any row asks for."""
+
+    @classmethod
+    def of(cls, sequences: Rows[Sequence], device: torch.device) -> "SamplingBatch":
+        """The wishes of these sequences for their next token."""
+        reporting = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
+        return cls(
+            _penalties(sequences, device),
+            _bans(sequences, device),
+            _randomness(sequences, device),
+            upload(torch.tensor(reporting), device) if reporting else None,
+            max((sequences[i].params.logprobs or 0 for i in reporting), default=0),
+        )
+
+
+@dataclass(frozen=True)
+class RawLogprobs:
+    """Logarithms of the model's own probabilities, for the rows that report them, in order."""
+
+    chosen: Float[Tensor, " some"]
+    top_values: Float[Tensor, "some top"]
+    top_ids: Int[Tensor, "some top"]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The next token of every row; still on the device."""
+
+    ids: Int[Tensor, " rows"]
+    logprobs: RawLogprobs | None
+
+
+def sample(logits: Float[Tensor, "rows vocab"], batch: SamplingBatch) -> Sampled:
+    """Chooses the next token of every row."""
+    scores = logits
+    if batch.penalties is not None or batch.bans is not None:
+        scores = logits.clone()
+    if batch.penalties is not None:
+        _penalize(scores, batch.penalties)
+    if batch.bans is not None:
+        scores[batch.bans[0], batch.bans[1]] = -torch.inf
+    ids = scores.argmax(dim=-1)
+    if batch.randomness is not None:
+        rows = batch.randomness.rows
+        ids = ids.index_copy(0, rows, _draw(scores[rows], batch.randomness))
+    if batch.logprobs is None:
+        return Sampled(ids, None)
+    return Sampled(ids, _report(logits[batch.logprobs], ids[batch.logprobs], batch.num_top))
+
+
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that the host does not wait for."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def _penalties(sequences: Rows[Sequence], device: torch.device) -> Penalties | None:
+    rows = [i for i, s in enumerate(sequences) if s.params.uses_history]
+    if not rows:
+        return None
+    some = [sequences[i] for i in rows]
+    length = max(len(s.leading_ids) + s.num_generated for s in some)
+    history = torch.full((len(some), length), NO_TOKEN, dtype=torch.int64)
+    is_leading = torch.zeros(len(some), length, dtype=torch.bool)
+    for row, s in enumerate(some):
+        seen = [*s.leading_ids, *s.generated_ids]
+        first = length - len(seen)
+        history[row, first:] = torch.tensor(seen, dtype=torch.int64)
+        is_leading[row, first : first + len(s.leading_ids)] = True
+    return Penalties(
+        upload(torch.tensor(rows), device),
+        upload(history, device),
+        upload(is_leading, device),
+        upload(torch.tensor([s.params.repetition_penalty for s in some]), device),
+        upload(torch.tensor([s.params.presence_penalty for s in some]), device),
+        upload(torch.tensor([s.params.frequency_penalty for s in some]), device),
+        upload(torch.tensor([s.params.no_repeat_ngram_size for s in some]), device),
+        tuple({s.params.no_repeat_ngram_size for s in some} - {0}),
+    )
+
+
+def _bans(sequences: Rows[Sequence], device: torch.device) -> Tensor | None:
+    pairs = [
+        (row, token)
+        for row, s in enumerate(sequences)
+        if s.num_generated < s.params.min_tokens and not s.params.ignore_eos
+        for token in sorted(s.stop_token_ids)
+    ]
+    return upload(torch.tensor(pairs), device).T if pairs else None
+
+
+def _randomness(sequences: Rows[Sequence], device: torch.device) -> Randomness | None:
+    rows = [i for i, s in enumerate(sequences) if s.params.temperature > 0]
+    if not rows:
+        return None
+    some = [sequences[i] for i in rows]
+    params = [s.params for s in some]
+    return Randomness(
+        upload(torch.tensor(rows), device),
+        upload(torch.tensor([float(p.temperature) for p in params]), device),
+        upload(torch.tensor([p.top_k for p in params]), device),
+        upload(torch.tensor([float(p.top_p) for p in params]), device),
+        upload(torch.tensor([float(p.min_p) for p in params]).log(), device),
+        upload(torch.tensor([_noise_key(s.seed, s.num_generated) for s in some]), device),
+        any(p.top_k > 0 or p.top_p < 1 for p in params),
+    )
+
+
+def _noise_key(seed: int, number: int) -> tuple[int, int]:
+    digest = hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+def _penalize(scores: Float[Tensor, "rows vocab"], penalties: Penalties) -> None:
+    """Changes the rows concerned, in place."""
+    x = scores[penalties.rows]
+    history = penalties.history
+    counts = _count(history, x.shape[1])
+    written = _count(history.masked_fill(penalties.is_leading, NO_TOKEN), x.shape[1])
+    factor = penalties.repetition[:, None]
+    x = torch.where(counts > 0, torch.where(x < 0, x * factor, x / factor), x)
+    x = x - penalties.frequency[:, None] * written
+    x = x - penalties.presence[:, None] * (written > 0)
+    for size in penalties.ngram_sizes:
+        has_size = penalties.ngram_size == size
+        x = x.masked_fill(_repeats(history, size, x.shape[1]) & has_size[:, None], -torch.inf)
+    scores.index_copy_(0, penalties.rows, x)
+
+
+def _count(history: Int[Tensor, "some length"], vocab: int) -> Float[Tensor, "some vocab"]:
+    """How often each token occurs; padding is counted in a column that is cut off."""
+    counts = torch.zeros(len(history), vocab + 1, device=history.device)
+    tokens = history.masked_fill(history == NO_TOKEN, vocab)
+    return counts.scatter_add_(1, tokens, torch.ones_like(tokens, dtype=counts.dtype))[:, :vocab]
+
+
+def _repeats(history: Int[Tensor, "some length"], size: int, vocab: int) -> Tensor:
+    """[some, vocab]: tokens that would write a run of `size` tokens for the second time."""
+    if history.shape[1] < size:
+        return torch.zeros(len(history), vocab, dtype=torch.bool, device=history.device)
+    runs = history.unfold(1, size, 1)  # [some, runs, size]
+    newest = history[:, history.shape[1] - size + 1 :]
+    is_equal = (runs[..., :-1] == newest[:, None]).all(-1) & (runs != NO_TOKEN).all(-1)
+    return _count(runs[..., -1].masked_fill(~is_equal, NO_TOKEN), vocab) > 0
+
+
+def _draw(scores: Float[Tensor, "some vocab"], wishes: Randomness) -> Int[Tensor, " some"]:
+    """A token of each row by the Gumbel-max trick (1411.0030)."""
+    x = scores.float() / wishes.temperature[:, None]
+    if wishes.truncates:
+        x = _truncate(x, wishes)
+    x = x.masked_fill(x < x.amax(-1, keepdim=True) + wishes.log_min_p[:, None], -torch.inf)
+    return (x + _gumbel(wishes.keys, x.shape[1])).argmax(-1)
+
+
+def _truncate(x: Float[Tensor, "some vocab"], wishes: Randomness) -> Float[Tensor, "some vocab"]:
+    """Leaves the top-k tokens, and of them the fewest that reach top-p; always at least one."""
+    values, order = x.sort(dim=-1, descending=True)
+    ranks = torch.arange(x.shape[1], device=x.device)
+    top_k = torch.where(wishes.top_k > 0, wishes.top_k, x.shape[1])
+    values = values.masked_fill(ranks >= top_k[:, None], -torch.inf)
+    shares = values.softmax(-1)
+    before = shares.cumsum(-1) - shares
+    is_cut = (before >= wishes.top_p[:, None]) & (wishes.top_p < 1)[:, None] & (ranks > 0)
+    return torch.empty_like(x).scatter_(1, order, values.masked_fill(is_cut, -torch.inf))
+
+
+def _gumbel(keys: Int[Tensor, "some two"], vocab: int) -> Float[Tensor, "some vocab"]:
+    """Gumbel noise from a counter; whole numbers up to the last step, so alike on every device."""
+    counter = torch.arange(vocab, device=keys.device)
+    bits = _mix(_mix(counter ^ keys[:, :1]) ^ keys[:, 1:])
+    # Small shares give large noise and keep their precision; 1 would give none at all.
+    share = ((bits.float() + 0.5) / 2**32).clamp(max=1 - 2**-24)
+    return -(-torch.log1p(-share)).log()
+
+
+def _mix(x: Int[Tensor, "some vocab"]) -> Int[Tensor, "some vocab"]:
+    """The finalizer of MurmurHash3 on 32-bit numbers in 64-bit tensors."""
+    x = x ^ (x >> 16)
+    x = (x * 0x85EBCA6B) & 0xFFFFFFFF
+    x = x ^ (x >> 13)
+    x = (x * 0xC2B2AE35) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def _report(
+    logits: Float[Tensor, "some vocab"], ids: Int[Tensor, " some"], num_top: int
+) -> RawLogprobs:
+    logprobs = logits.float().log_softmax(-1)
+    top = logprobs.topk(min(num_top, logprobs.shape[-1]), dim=-1)
+    chosen = logprobs.gather(1, ids[:, None])[:, 0]
+    return RawLogprobs(chosen, top.values, top.indices)

@@ -1,0 +1,188 @@
+"""Turns requests into outputs, step by step, for callers in any thread.
+
+Whoever waits for an output runs the next step; with asynchronous callers a thread of the engine
+does. New and aborted requests wait in a queue for the end of the running step, so that nobody waits
+for a step just to ask, and then share the next one.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+
+from internvl2.engine.model_runner import ModelRunner
+from internvl2.engine.requests import Failure, Request
+from internvl2.engine.scheduler import Scheduler, Step
+from internvl2.engine.sequence import Output, Status
+
+logger = logging.getLogger(__name__)
+
+Inbox = SimpleQueue[Output | Failure]
+"""Where one caller's outputs arrive."""
+
+
+class StepLoop:
+    """The scheduler, the runner, and every request between its arrival and its last output."""
+
+    def __init__(self, scheduler: Scheduler, runner: ModelRunner) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self._requests: dict[int, Request] = {}
+        self._commands: deque[Callable[[], None]] = deque()
+        self._stepping = threading.Lock()
+        self._unclaimed: deque[Output] = deque()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_closing = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is unfinished or any output unread by `step`."""
+        return bool(self._commands or self._requests or self._unclaimed)
+
+    def submit(self, request: Request) -> None:
+        """Takes a request, or raises ValueError at once when it can never fit."""
+        if self._is_closing:
+            raise ValueError("the engine is closed; load a new one")
+        self.scheduler.check(request.sequence)
+        self._commands.append(lambda: self._start(request))
+        self._wake.set()
+        self._settle()
+
+    def abort(self, sequence_id: int) -> None:
+        """Ends a request as soon as the running step is done; a finished one stays as it is."""
+        self._commands.append(lambda: self._abort(sequence_id))
+        self._wake.set()
+        self._settle()
+
+    def step(self) -> list[Output]:
+        """Runs one step and gives the outputs that have no inbox."""
+        with self._turn():
+            if self._requests:
+                self._advance()
+            outputs = list(self._unclaimed)
+            self._unclaimed.clear()
+        self._settle()
+        return outputs
+
+    def wait(self, inbox: Inbox) -> Output | Failure:
+        """The next thing in an inbox; runs steps until there is one."""
+        while inbox.empty() and self._thread is None:
+            with self._turn():
+                if inbox.empty():
+                    self._advance()
+        self._settle()
+        return inbox.get()
+
+    def start_thread(self) -> None:
+        """From now on a thread of the engine runs the steps."""
+        with self._turn():
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """Aborts what is left and ends the thread."""
+        self._is_closing = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        with self._turn():
+            for sequence_id in list(self._requests):
+                self._abort(sequence_id)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The right to run a step, after everything that was asked for meanwhile."""
+        with self._stepping:
+            self._apply()
+            yield
+
+    def _settle(self) -> None:
+        """Applies what was asked for, unless somebody runs a step and will do so behind it."""
+        while self._commands and self._stepping.acquire(blocking=False):
+            try:
+                self._apply()
+            finally:
+                self._stepping.release()
+
+    def _apply(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
+
+    def _start(self, request: Request) -> None:
+        self._requests[request.sequence.id] = request
+        self.scheduler.add(request.sequence)
+
+    def _abort(self, sequence_id: int) -> None:
+        request = self._requests.get(sequence_id)
+        if request is not None:
+            self._end(request)
+            self._deliver(request, request.aborted())
+
+    def _end(self, request: Request) -> None:
+        sequence = request.sequence
+        del self._requests[sequence.id]
+        if sequence.status is not Status.FINISHED:
+            self.scheduler.finish(sequence, "abort")
+        self.runner.release(sequence)
+
+    def _advance(self) -> None:
+        """One step; an error of the device ends the requests that were part of it."""
+        step = self.scheduler.schedule()
+        if not step.chunks:
+            return
+        try:
+            tokens = self.runner.run(step)
+        except RuntimeError as error:
+            self._fail(step, error)
+            return
+        for chunk in step.chunks:
+            self.scheduler.complete(chunk)
+        for token in tokens:
+            request = self._requests[token.sequence.id]
+            output = request.take(token)
+            if output.finish_reason is not None:
+                self.scheduler.finish(token.sequence, output.finish_reason)
+                self._end(request)
+            self._deliver(request, output)
+
+    def _fail(self, step: Step, error: Exception) -> None:
+        """Ends a step's requests; raises where nobody has an inbox to be told."""
+        is_told = True
+        for chunk in step.chunks:
+            request = self._requests[chunk.sequence.id]
+            self._end(request)
+            if request.mailbox is None:
+                is_told = False
+            else:
+                request.mailbox(Failure(chunk.sequence.id, error))
+        if not is_told:
+            raise error
+
+    def _deliver(self, request: Request, output: Output) -> None:
+        if request.mailbox is None:
+            self._unclaimed.append(output)
+        else:
+            request.mailbox(output)
+
+    def _work(self) -> None:
+        """The thread: steps while there is work, sleeps while there is none."""
+        while not self._is_closing:
+            self._wake.wait()
+            self._wake.clear()
+            while not self._is_closing and (self._requests or self._commands):
+                with self._turn():
+                    self._work_one_step()
+
+    def _work_one_step(self) -> None:
+        try:
+            self._advance()
+        except Exception as error:
+            logger.exception("a step failed; its requests end")
+            for request in list(self._requests.values()):
+                self._end(request)
+                if request.mailbox is not None:
+                    request.mailbox(Failure(request.sequence.id, error))

@@ -1,0 +1,103 @@
+"""Visual tokens of the pictures in use, and of recent ones: each picture is encoded once.
+
+Kept by the digest of a picture's tiles, the least recently used dropped first when they take more
+than their bytes. A picture that a prompt is still being read with stays whatever the limit.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from internvl2.engine.sampler import upload
+from internvl2.engine.scheduler import Chunk
+from internvl2.model.internvl import InternVL
+from internvl2.processing.prompt import MediaSpan
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """A picture to encode."""
+
+    digest: bytes
+    tiles: UInt8[np.ndarray, "tiles size size 3"]
+
+
+class VisionCache:
+    """Encodes what is missing, in batches of tiles, and gives the visual tokens of a step."""
+
+    def __init__(
+        self, model: InternVL, device: torch.device, *, max_bytes: int, max_tiles: int
+    ) -> None:
+        self._model = model
+        self._device = device
+        self._max_bytes = max_bytes
+        self._max_tiles = max_tiles
+        self._features: OrderedDict[bytes, Float[Tensor, "visual dim"]] = OrderedDict()
+        self._num_bytes = 0
+        self._held: dict[int, dict[bytes, Float[Tensor, "visual dim"]]] = {}
+        self.num_encoded = 0
+        """Tiles that went through the vision tower so far."""
+
+    def prepare(self, chunks: Rows[Chunk]) -> None:
+        """Encodes the pictures that these chunks read from and that are not there yet."""
+        missing: dict[bytes, _Missing] = {}
+        for chunk in chunks:
+            prompt = chunk.sequence.prompt
+            held = self._held.get(chunk.sequence.id, {})
+            for span in overlapping(chunk):
+                if span.digest not in held and span.digest not in self._features:
+                    tiles = prompt.tiles[span.first_tile : span.first_tile + span.num_tiles]
+                    missing[span.digest] = _Missing(span.digest, tiles)
+        if missing:
+            self._encode(list(missing.values()))
+        for chunk in chunks:
+            for span in overlapping(chunk):
+                self._hold(chunk.sequence.id, span.digest)
+        while self._num_bytes > self._max_bytes:
+            _, dropped = self._features.popitem(last=False)
+            self._num_bytes -= dropped.nbytes
+
+    def rows(self, chunk: Chunk) -> list[Float[Tensor, "visual dim"]]:
+        """The visual tokens inside a prepared chunk, one tensor a picture, in order."""
+        held = self._held.get(chunk.sequence.id, {})
+        return [
+            held[span.digest][max(chunk.start, span.start) - span.start : chunk.stop - span.start]
+            for span in overlapping(chunk)
+        ]
+
+    def release(self, sequence_id: int) -> None:
+        """Lets go of the pictures of a sequence whose prompt is read, or which has ended."""
+        self._held.pop(sequence_id, None)
+
+    def _hold(self, sequence_id: int, digest: bytes) -> None:
+        held = self._held.setdefault(sequence_id, {})
+        if digest in self._features:
+            self._features.move_to_end(digest)
+            held[digest] = self._features[digest]
+
+    def _encode(self, pictures: list[_Missing]) -> None:
+        tiles = np.concatenate([picture.tiles for picture in pictures])
+        bounds = range(self._max_tiles, len(tiles), self._max_tiles)
+        batches = [
+            self._model.encode_tiles(upload(torch.from_numpy(batch), self._device))
+            for batch in np.split(tiles, bounds)
+        ]
+        self.num_encoded += len(tiles)
+        parts = torch.cat(batches).split([len(picture.tiles) for picture in pictures])
+        for picture, part in zip(pictures, parts, strict=True):
+            # A copy, so that dropping one picture frees its memory.
+            features = rearrange(part, "tiles visual dim -> (tiles visual) dim").clone()
+            self._features[picture.digest] = features
+            self._num_bytes += features.nbytes
+
+
+def overlapping(chunk: Chunk) -> list[MediaSpan]:
+    """The pictures whose visual tokens lie in a chunk, wholly or in part."""
+    media = chunk.sequence.prompt.media
+    return [span for span in media if span.start < chunk.stop and span.stop > chunk.start]
