@@ -11,12 +11,20 @@ import numpy as np
 
 from internvl2.config import InternVLConfig
 from internvl2.processing.conversation import Conversation, Message, Picture, Text, Video
-from internvl2.processing.image import Grid, PictureOptions, choose_grid, cut, open_picture
+from internvl2.processing.image import (
+    Grid,
+    PictureOptions,
+    choose_grid,
+    cut,
+    open_picture,
+    pad_to_square,
+)
 from internvl2.processing.layout import ImageTokens, Layout, MediumSize
 from internvl2.processing.prompt import MediaSpan, Prompt
 from internvl2.processing.template import THINKING, ChatTemplate, find_template
 from internvl2.processing.tokenizer import Encoded, Tokenizer
 from internvl2.processing.tokenizer_files import read_json_object
+from internvl2.processing.video import read_frames
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -136,8 +144,6 @@ class Processor:
 
     def _open(self, part: Picture | Video, max_tiles: int | None) -> Iterator[_Opened]:
         if isinstance(part, Video):
-            from internvl2.processing.video import read_frames
-
             shrink_to = self.config.tile_size if part.max_tiles == 1 else None
             frames = read_frames(
                 part.source, part.num_frames, part.start, part.end, self.pictures, shrink_to
@@ -146,7 +152,9 @@ class Processor:
                 yield _Opened(frame, part.max_tiles)
             return
         budget = part.max_tiles or max_tiles or self.config.max_tiles
-        yield _Opened(open_picture(part.source, self.pictures), budget)
+        image = open_picture(part.source, self.pictures)
+        square = self.config.pad2square and not self.config.dynamic_tiles
+        yield _Opened(pad_to_square(image) if square else image, budget)
 
     def _plan(self, opened: Sequence[Sequence[_Opened]], limit: int | None) -> _Plan:
         return _Plan(tuple(tuple(self._grid(one, limit) for one in part) for part in opened))
