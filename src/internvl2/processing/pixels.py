@@ -88,11 +88,13 @@ def open_picture(
     """The picture as RGB: from a path, an http(s) or data: URL, encoded bytes, or Pillow itself."""
     options = options or PictureOptions()
     if isinstance(source, Image.Image):
-        return _decode(source, f"picture of {source.size} pixels", options)
+        name = f"picture of {source.size} pixels"
+        _check_size(source, name, options.max_pixels)
+        return to_rgb(source, name, options)
     name = describe(source, "picture")
     content = read_source(source, "picture", options.remote)
-    with _identify(content, name, options) as image:
-        return _decode(image, name, options)
+    with identify(content, name, options) as image:
+        return to_rgb(image, name, options)
 
 
 def describe(source: object, kind: MediaKind) -> str:
@@ -123,7 +125,7 @@ def read_source(source: str | Path | bytes, kind: MediaKind, remote: RemoteLimit
 
 def not_media(name: str, content: bytes | Path, expected: str) -> MediaError:
     """The error for a file that is something else, saying what it looks like."""
-    start = _first_bytes(content).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    start = first_bytes(content).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     known = next((what for magic, what in _LOOKS_LIKE if start.startswith(magic.lower())), None)
     if known is None and start and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
         known = "text"
@@ -131,11 +133,12 @@ def not_media(name: str, content: bytes | Path, expected: str) -> MediaError:
     return MediaError(f"{name} is not a {expected}{looks}")
 
 
-def _first_bytes(content: bytes | Path) -> bytes:
+def first_bytes(content: bytes | Path, count: int = 64) -> bytes:
+    """How a file begins, which tells its kind more reliably than its name."""
     if isinstance(content, bytes):
-        return content[:64]
+        return content[:count]
     with content.open("rb") as file:
-        return file.read(64)
+        return file.read(count)
 
 
 def _read_url(url: str, scheme: str, kind: MediaKind, remote: RemoteLimits) -> bytes:
@@ -164,20 +167,26 @@ def _existing_file(path: Path, name: str) -> Path:
         raise MediaError(f"{name} cannot be read: {error.strerror}") from error
 
 
-def _identify(content: bytes | Path, name: str, options: PictureOptions) -> Image.Image:
-    """What the header says; no pixel is decoded."""
-    is_avif = _first_bytes(content)[4:12] in (b"ftypavif", b"ftypavis") and _has_avif()
+def identify(content: bytes | Path, name: str, options: PictureOptions) -> Image.Image:
+    """An open picture of bearable size; no pixel is decoded yet."""
+    is_avif = first_bytes(content)[4:12] in (b"ftypavif", b"ftypavis") and _has_avif()
     file = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Image.open(file, formats=("AVIF",) if is_avif else FORMATS)
+            image = Image.open(file, formats=("AVIF",) if is_avif else FORMATS)
     except UnidentifiedImageError as error:
         raise not_media(name, content, f"picture; accepted: {ACCEPTED}") from error
     except Image.DecompressionBombError as error:
         raise MediaError(f"{name} has far more than {options.max_pixels} pixels") from error
     except DECODE_ERRORS as error:
-        raise _damaged(name, error) from error
+        raise damaged(name, error) from error
+    try:
+        _check_size(image, name, options.max_pixels)
+    except MediaError:
+        image.close()
+        raise
+    return image
 
 
 def _has_avif() -> bool:
@@ -185,24 +194,29 @@ def _has_avif() -> bool:
     return "AVIF" in Image.OPEN
 
 
-def _decode(image: Image.Image, name: str, options: PictureOptions) -> Image.Image:
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise MediaError(f"{name} is empty: {width}x{height} pixels")
-    if width * height > options.max_pixels:
+    if width * height > max_pixels:
         raise MediaError(
-            f"{name} has {width}x{height} = {width * height} pixels; at most {options.max_pixels}"
+            f"{name} has {width}x{height} = {width * height} pixels; at most {max_pixels}"
         )
+
+
+def to_rgb(image: Image.Image, name: str, options: PictureOptions) -> Image.Image:
+    """The picture decoded, as RGB."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
             return image.convert("RGB") if options.official else _readable(image)
     except DECODE_ERRORS as error:
-        raise _damaged(name, error) from error
+        raise damaged(name, error) from error
 
 
-def _damaged(name: str, error: BaseException) -> MediaError:
+def damaged(name: str, error: BaseException) -> MediaError:
+    """The error for a file that a decoder gives up on."""
     reason = shorten(str(error) or type(error).__name__, 120)
     return MediaError(f"{name} is damaged or of an unsupported kind: {reason}")
 
