@@ -13,6 +13,9 @@ from internvl2.processing.tokenizer_files import read_json_object
 SPACE = "\u2581"
 """SentencePiece writes a space like this."""
 
+ERRORS_ONLY = 2
+"""SentencePiece's log level: it warns of a harmless piece in InternLM2's released vocabulary."""
+
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 """A protobuf field that, appended to a SentencePiece model, sets normalizer_spec.add_dummy_prefix
 to false: messages that follow each other are merged."""
@@ -51,8 +54,9 @@ class SentencePieceSubwords:
     """A tokenizer.model, read without the leading space that `dummy_prefix` says it writes."""
 
     def __init__(self, path: Path) -> None:
-        from sentencepiece import SentencePieceProcessor
+        from sentencepiece import SentencePieceProcessor, SetMinLogLevel
 
+        SetMinLogLevel(ERRORS_ONLY)
         data = path.read_bytes()
         try:
             model = SentencePieceProcessor(model_proto=data)

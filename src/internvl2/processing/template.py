@@ -29,6 +29,64 @@ should be standalone and not reference the thinking section."""
 """The system text with which InternVL3.5 thinks before it answers (its model card)."""
 
 
+JINJA = "".join(
+    line.strip()
+    for line in """
+{%- set ns = namespace(pictures=0, number=0, text='') -%}
+{%- for message in messages -%}
+    {%- if message['content'] is not string -%}
+        {%- for part in message['content'] if part['type'] in ['image', 'image_url'] -%}
+            {%- set ns.pictures = ns.pictures + 1 -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endfor -%}
+{{- @PREFIX@ + @SYSTEM_OPENING@ -}}
+{%- if not messages or messages[0]['role'] != 'system' -%}
+    {{- @DEFAULT_SYSTEM@ + @END@ -}}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- if message['role'] == 'user' -%}
+        {{- @USER_OPENING@ -}}
+    {%- elif message['role'] == 'assistant' -%}
+        {{- @ASSISTANT_OPENING@ -}}
+    {%- elif message['role'] != 'system' or not loop.first -%}
+        {{- raise_exception('message ' ~ loop.index ~ ' has the role ' ~ message['role']) -}}
+    {%- endif -%}
+    {%- if message['content'] is string -%}
+        {{- message['content'] -}}
+    {%- else -%}
+        {%- set ns.text = '' -%}
+        {%- for part in message['content'] -%}
+            {%- if part['type'] == 'text' -%}
+                {%- set ns.text = part['text'] -%}
+                {{- part['text'] -}}
+            {%- else -%}
+                {%- if ns.text and ns.text[-1] != '\\n' -%}
+                    {{- '\\n' -}}
+                {%- endif -%}
+                {%- set ns.text = '' -%}
+                {%- if part['type'] in ['image', 'image_url'] -%}
+                    {%- set ns.number = ns.number + 1 -%}
+                    {%- if ns.pictures > 1 -%}
+                        {{- 'Image-' ~ ns.number ~ ': ' -}}
+                    {%- endif -%}
+                    {{- @PICTURE@ + '\\n' -}}
+                {%- else -%}
+                    {{- '<video>\\n' -}}
+                {%- endif -%}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- @END@ -}}
+{%- endfor -%}
+{%- if add_generation_prompt and (not messages or messages[-1]['role'] != 'assistant') -%}
+    {{- @ASSISTANT_OPENING@ -}}
+{%- endif -%}
+""".splitlines()
+)
+"""The layout of a prompt in Jinja; the names between @ are a template's own strings."""
+
+
 @dataclass(frozen=True, slots=True)
 class Opening:
     """What begins a turn: a control token and the text after it."""
@@ -56,6 +114,28 @@ class ChatTemplate:
     def opening(self, role: str) -> Opening:
         """What begins a turn of this role."""
         return {"system": self.system, "user": self.user, "assistant": self.assistant}[role]
+
+    def jinja(
+        self, *, system: str | None = None, prefix: str = "", picture: str = "<IMG_CONTEXT>"
+    ) -> str:
+        """The template in the language of other programs (chat_template.jinja).
+
+        It renders what we render, with `picture` and `<video>` as placeholders; `prefix` is what
+        the tokenizer writes before all.
+        """
+        values = {
+            "PREFIX": prefix,
+            "SYSTEM_OPENING": self.system.token + self.system.text,
+            "USER_OPENING": self.user.token + self.user.text,
+            "ASSISTANT_OPENING": self.assistant.token + self.assistant.text,
+            "END": self.end + self.after_end,
+            "DEFAULT_SYSTEM": self.default_system if system is None else system,
+            "PICTURE": picture,
+        }
+        text = JINJA
+        for name, value in values.items():
+            text = text.replace(f"@{name}@", _jinja_text(value))
+        return text
 
 
 def _chatml(role: str) -> Opening:
@@ -94,6 +174,12 @@ TEMPLATES = {
         ),
     )
 }
+
+
+def _jinja_text(text: str) -> str:
+    """A string literal."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"'{escaped}'"
 
 
 def find_template(name: str) -> ChatTemplate:

@@ -6,6 +6,7 @@ are the tags with which the models write and read boxes and thoughts: those are 
 """
 
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, allow_special: bool = False, add_bos: bool = False) -> list[int]:
         """The ids of a text; with `allow_special` literal added tokens become their ids."""
-        segments = self._split(text, ((0, False),), allow_special)
+        segments = self._split(self._normalised(text), ((0, False),), allow_special)
         return self._encode(segments, guarded=not allow_special, add_bos=add_bos).token_ids
 
     def encode_pieces(self, pieces: Iterable[Piece], *, add_bos: bool = True) -> Encoded:
@@ -211,11 +212,18 @@ class Tokenizer:
         return segments
 
     def _split_run(self, run: Sequence[Piece]) -> list[_Segment]:
-        stretches, position = [], 0
+        stretches, texts, position = [], [], 0
         for piece in run:
             stretches.append((position, piece.is_target))
-            position += len(piece.text)
-        return self._split("".join(piece.text for piece in run), stretches, False)
+            texts.append(self._normalised(piece.text))
+            position += len(texts[-1])
+        return self._split("".join(texts), stretches, False)
+
+    def _normalised(self, text: str) -> str:
+        """As Qwen2's slow tokenizer does before it looks for added tokens."""
+        if self.files.kind != "vocab_merges" or text.isascii():
+            return text
+        return unicodedata.normalize("NFC", text)
 
     def _split(
         self, text: str, stretches: Sequence[tuple[int, bool]], allow_special: bool
