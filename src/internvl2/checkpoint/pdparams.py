@@ -134,6 +134,10 @@ class _ArrayUnpickler(pickle._Unpickler):
     """The Python interpreter of pickles, without any name but those an array needs."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    append: Callable[[object], None]
+    read: Callable[[int], bytes]
+    stack: list[Any]
+    _unframer: Any
 
     def __init__(self, file: BinaryIO, path: Path):
         super().__init__(file)
@@ -179,6 +183,14 @@ class _ArrayUnpickler(pickle._Unpickler):
     def _load_binbytes8(self) -> None:
         self._note_bytes(int.from_bytes(self.read(8), "little"))
 
+    def _load_build(self) -> None:
+        """Give a record of ours its state, and nothing else."""
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], _Array | _Kind):
+            raise pickle.UnpicklingError("the file gives state to something that is no array")
+        self.stack[-1].__setstate__(state)
+
+    dispatch[pickle.BUILD[0]] = _load_build
     dispatch[pickle.BINBYTES[0]] = _load_binbytes
     dispatch[pickle.BINBYTES8[0]] = _load_binbytes8
 
