@@ -10,7 +10,7 @@ import itertools
 import random
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from collections.abc import Sequence as Rows
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -218,7 +218,8 @@ class Engine:
         inbox: asyncio.Queue[Output | Failure] = asyncio.Queue()
 
         def deliver(item: Output | Failure) -> None:
-            if not loop.is_closed():
+            # A loop that has ended has nobody left who waits.
+            with suppress(RuntimeError):
                 loop.call_soon_threadsafe(inbox.put_nowait, item)
 
         self._loop.start_thread()

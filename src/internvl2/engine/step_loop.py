@@ -5,7 +5,6 @@ does. New and aborted requests wait in a queue for the end of the running step, 
 for a step just to ask, and then share the next one.
 """
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,8 +15,7 @@ from internvl2.engine.model_runner import ModelRunner
 from internvl2.engine.requests import Failure, Request
 from internvl2.engine.scheduler import Scheduler, Step
 from internvl2.engine.sequence import Output, Status
-
-logger = logging.getLogger(__name__)
+from internvl2.engine.worker import Job, Worker
 
 Inbox = SimpleQueue[Output | Failure]
 """Where one caller's outputs arrive."""
@@ -32,10 +30,10 @@ class StepLoop:
         self._requests: dict[int, Request] = {}
         self._commands: deque[Callable[[], None]] = deque()
         self._stepping = threading.Lock()
+        self._starting = threading.Lock()
         self._unclaimed: deque[Output] = deque()
-        self._wake = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._is_closing = False
+        self._worker: Worker | None = None
+        self._is_closed = False
 
     @property
     def has_work(self) -> bool:
@@ -44,18 +42,14 @@ class StepLoop:
 
     def submit(self, request: Request) -> None:
         """Takes a request, or raises ValueError at once when it can never fit."""
-        if self._is_closing:
+        if self._is_closed:
             raise ValueError("the engine is closed; load a new one")
         self.scheduler.check(request.sequence)
-        self._commands.append(lambda: self._start(request))
-        self._wake.set()
-        self._settle()
+        self._command(lambda: self._start(request))
 
     def abort(self, sequence_id: int) -> None:
         """Ends a request as soon as the running step is done; a finished one stays as it is."""
-        self._commands.append(lambda: self._abort(sequence_id))
-        self._wake.set()
-        self._settle()
+        self._command(lambda: self._abort(sequence_id))
 
     def step(self) -> list[Output]:
         """Runs one step and gives the outputs that have no inbox."""
@@ -69,7 +63,7 @@ class StepLoop:
 
     def wait(self, inbox: Inbox) -> Output | Failure:
         """The next thing in an inbox; runs steps until there is one."""
-        while inbox.empty() and self._thread is None:
+        while inbox.empty() and self._worker is None:
             with self._turn():
                 if inbox.empty():
                     self._advance()
@@ -78,17 +72,17 @@ class StepLoop:
 
     def start_thread(self) -> None:
         """From now on a thread of the engine runs the steps."""
-        with self._turn():
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-                self._thread.start()
+        with self._starting:
+            if self._worker is None:
+                job = Job(lambda: bool(self._requests or self._commands), self._run, self._fail_all)
+                self._worker = Worker(job)
+        self._worker.wake()
 
     def close(self) -> None:
         """Aborts what is left and ends the thread."""
-        self._is_closing = True
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._is_closed = True
+        if self._worker is not None:
+            self._worker.close()
         with self._turn():
             for sequence_id in list(self._requests):
                 self._abort(sequence_id)
@@ -99,6 +93,12 @@ class StepLoop:
         with self._stepping:
             self._apply()
             yield
+
+    def _command(self, command: Callable[[], None]) -> None:
+        self._commands.append(command)
+        if self._worker is not None:
+            self._worker.wake()
+        self._settle()
 
     def _settle(self) -> None:
         """Applies what was asked for, unless somebody runs a step and will do so behind it."""
@@ -129,6 +129,10 @@ class StepLoop:
             self.scheduler.finish(sequence, "abort")
         self.runner.release(sequence)
 
+    def _run(self) -> None:
+        with self._turn():
+            self._advance()
+
     def _advance(self) -> None:
         """One step; an error of the device ends the requests that were part of it."""
         step = self.scheduler.schedule()
@@ -151,38 +155,23 @@ class StepLoop:
 
     def _fail(self, step: Step, error: Exception) -> None:
         """Ends a step's requests; raises where nobody has an inbox to be told."""
-        is_told = True
-        for chunk in step.chunks:
-            request = self._requests[chunk.sequence.id]
-            self._end(request)
-            if request.mailbox is None:
-                is_told = False
-            else:
-                request.mailbox(Failure(chunk.sequence.id, error))
-        if not is_told:
+        requests = [self._requests[chunk.sequence.id] for chunk in step.chunks]
+        self._end_with(requests, error)
+        if any(request.mailbox is None for request in requests):
             raise error
+
+    def _fail_all(self, error: Exception) -> None:
+        with self._turn():
+            self._end_with(list(self._requests.values()), error)
+
+    def _end_with(self, requests: list[Request], error: Exception) -> None:
+        for request in requests:
+            self._end(request)
+            if request.mailbox is not None:
+                request.mailbox(Failure(request.sequence.id, error))
 
     def _deliver(self, request: Request, output: Output) -> None:
         if request.mailbox is None:
             self._unclaimed.append(output)
         else:
             request.mailbox(output)
-
-    def _work(self) -> None:
-        """The thread: steps while there is work, sleeps while there is none."""
-        while not self._is_closing:
-            self._wake.wait()
-            self._wake.clear()
-            while not self._is_closing and (self._requests or self._commands):
-                with self._turn():
-                    self._work_one_step()
-
-    def _work_one_step(self) -> None:
-        try:
-            self._advance()
-        except Exception as error:
-            logger.exception("a step failed; its requests end")
-            for request in list(self._requests.values()):
-                self._end(request)
-                if request.mailbox is not None:
-                    request.mailbox(Failure(request.sequence.id, error))

@@ -44,6 +44,11 @@ class VisionCache:
         self.num_encoded = 0
         """Tiles that went through the vision tower so far."""
 
+    @property
+    def num_held(self) -> int:
+        """Sequences whose pictures are being read."""
+        return len(self._held)
+
     def prepare(self, chunks: Rows[Chunk]) -> None:
         """Encodes the pictures that these chunks read from and that are not there yet."""
         missing: dict[bytes, _Missing] = {}
