@@ -94,7 +94,7 @@ def tiny_models():
     return {"plain": random_model(plain), "dynamic": random_model(dynamic)}
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_engine(tiny_models):
     """`make_engine("plain", max_sequences=2)` is an engine over a tiny model."""
     engines: list[Engine] = []

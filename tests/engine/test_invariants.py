@@ -11,7 +11,7 @@ LONG = SamplingParams(max_tokens=24, ignore_eos=True, logprobs=0)
 KINDS = ["plain", "dynamic"]
 
 
-@pytest.fixture()
+@pytest.fixture
 def prompts(make_prompt):
     """Text only, one picture, several pictures with one of them twice, a long text."""
     return [
@@ -79,8 +79,11 @@ def test_batched_equals_single(make_engine, prompts, kind):
 def test_prefix_reuse_changes_nothing(make_engine, make_prompt, prompts, kind):
     engine = make_engine(kind, block_size=4)
     first = results(engine, prompts)
-    turns = [make_prompt([*p.token_ids, *a.token_ids[:9], 50]) for p, a in zip(prompts, first)]
-    turns = [turn for turn, prompt in zip(turns, prompts) if not prompt.media]
+    turns = [
+        make_prompt([*prompt.token_ids, *answer.token_ids[:9], 50])
+        for prompt, answer in zip(prompts, first, strict=True)
+        if not prompt.media
+    ]
     again = results(engine, [*prompts, *turns])
     assert any(answer.usage.cached_tokens for answer in again)
     assert_same(again, single(make_engine, [*prompts, *turns], kind))
@@ -109,9 +112,7 @@ def test_every_picture_is_encoded_once(make_engine, prompts):
 
 
 def test_pictures_without_room_in_the_cache_are_kept_while_they_are_read(make_engine, prompts):
-    engine = make_engine(
-        vision_cache_bytes=0, max_batch_tokens=5, max_sequences=2, vision_tiles=2
-    )
+    engine = make_engine(vision_cache_bytes=0, max_batch_tokens=5, max_sequences=2, vision_tiles=2)
     assert_same(results(engine, prompts), single(make_engine, prompts, "plain"))
 
 

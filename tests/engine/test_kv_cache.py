@@ -151,7 +151,7 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def unfinished_blocks_have_one_owner(self) -> None:
         for sequence in self.live:
-            for block in sequence.blocks[max(0, (len(sequence.token_ids) - 1) // 2) :]:
+            for block in sequence.blocks[len(sequence.token_ids) // 2 :]:
                 assert self.cache.pool.references(block) == 1
 
     def teardown(self) -> None:
