@@ -297,9 +297,8 @@ def _image_tokens(tokenizer: Tokenizer, context: int | None) -> ImageTokens:
 def _control_id(tokenizer: Tokenizer, text: str, purpose: str) -> int:
     token_id = tokenizer.id_of(text)
     if token_id is None:
-        raise ValueError(
-            f"the tokenizer in {tokenizer.files.directory} has no token {text}, which {purpose} needs"
-        )
+        where = tokenizer.files.directory
+        raise ValueError(f"the tokenizer in {where} has no token {text}, which {purpose} needs")
     return token_id
 
 

@@ -94,6 +94,10 @@ class SentencePieceSubwords:
         """The text of a vocabulary entry, spaces as U+2581."""
         return self._model.id_to_piece(token_id)
 
+    def score(self, token_id: int) -> float:
+        """How early a piece is merged: the highest first."""
+        return self._model.get_score(token_id)
+
     def is_byte(self, token_id: int) -> bool:
         """Whether a token stands for one byte of a character without a piece of its own."""
         return self._model.is_byte(token_id)

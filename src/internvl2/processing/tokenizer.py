@@ -23,6 +23,7 @@ from internvl2.processing.subwords import (
 from internvl2.processing.text_stream import TextStream, Utf8
 from internvl2.processing.tokenizer_files import (
     AddedToken,
+    DirectoryLayout,
     TokenizerFiles,
     read_json_object,
     read_tokenizer_files,
@@ -154,6 +155,14 @@ class Tokenizer:
             drop_first_space=self._drops_first_space(),
             clean_up_spaces=self.files.clean_up_spaces,
         )
+
+    def save(
+        self, directory: str | Path, layout: DirectoryLayout, chat_template: str | None = None
+    ) -> None:
+        """Writes the tokenizer files of a directory of this layout, with a Jinja chat template."""
+        from internvl2.processing.tokenizer_writer import save_tokenizer
+
+        save_tokenizer(self, directory, layout, chat_template)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of text for which a token stands; an id beyond the vocabulary has none."""

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 VocabularyKind = Literal["sentencepiece", "vocab_merges", "tokenizer_json"]
 
+DirectoryLayout = Literal["opengvlab", "hf", "paddlemix"]
+
 NAMED_TOKENS = (
     "bos_token",
     "eos_token",
@@ -21,6 +23,9 @@ NAMED_TOKENS = (
     "mask_token",
 )
 VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "tokenizer.json")
+SLOW_CLASS = "slow_tokenizer_class"
+"""Where a directory for newer transformers keeps the name of the official class."""
+
 SIDE_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 
 
@@ -64,7 +69,8 @@ def read_tokenizer_files(directory: str | Path) -> TokenizerFiles:
     names = read_json_object(directory / "special_tokens_map.json", optional=True) | {
         key: value for key, value in config.items() if value is not None
     }
-    class_name = str(config.get("tokenizer_class") or "").removesuffix("Fast")
+    class_name = str(config.get(SLOW_CLASS) or config.get("tokenizer_class") or "")
+    class_name = class_name.removesuffix("Fast")
     add_bos = config.get("add_bos_token")
     return TokenizerFiles(
         directory=directory,
