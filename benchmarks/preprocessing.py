@@ -1,0 +1,221 @@
+"""Time from a picture or a video to tiles, against the pipeline of the official example.
+
+The official pipeline is written out here as its README has it: Pillow, one tile after the other,
+normalised to float on the processor; a video decoded from the beginning to the last frame wanted.
+Ours gives uint8 tiles, which the device normalises. Both make the same pixels, which is checked. The
+inputs are made here, the same on every machine, and kept in a temporary folder.
+
+    python benchmarks/preprocessing.py [--rounds 7] [--skip-video]
+"""
+
+import argparse
+import io
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from internvl2.processing.image import Grid, choose_grid, cut, open_picture
+from internvl2.processing.video import read_frames, sample_indices
+
+TILE = 448
+MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+
+def official_tiles(image: Image.Image, max_tiles: int) -> list[Image.Image]:
+    """Resize, crop one tile after the other, then the thumbnail."""
+    grid = choose_grid(*image.size, TILE, 1, max_tiles)
+    filled = image.resize((TILE * grid.columns, TILE * grid.rows))
+    tiles = []
+    for k in range(grid.tiles):
+        x, y = k % grid.columns * TILE, k // grid.columns * TILE
+        tiles.append(filled.crop((x, y, x + TILE, y + TILE)))
+    if len(tiles) > 1:
+        tiles.append(image.resize((TILE, TILE)))
+    return tiles
+
+
+def official_pixels(tiles: Sequence[Image.Image]) -> torch.Tensor:
+    """ToTensor and Normalize per tile, then stack."""
+    values = []
+    for tile in tiles:
+        array = np.array(tile.convert("RGB"), copy=True)
+        tensor = torch.from_numpy(array).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+        values.append(tensor.sub(MEAN).div(STD))
+    return torch.stack(values)
+
+
+def official_picture(path: Path) -> torch.Tensor:
+    """The official example's load_image."""
+    return official_pixels(official_tiles(Image.open(path).convert("RGB"), 12))
+
+
+def our_picture(path: Path) -> np.ndarray:
+    """Tiles as the engine gets them."""
+    image = open_picture(path)
+    return cut(image, choose_grid(*image.size, TILE, 1, 12), TILE)
+
+
+def official_video(path: Path, num_frames: int, threads: str = "SLICE") -> torch.Tensor:
+    """The official example's load_video: decoded in order, by one thread as it asks decord for."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type, stream.thread_count = threads, 1 if threads == "SLICE" else 0
+        last = stream.frames - 1
+        indices = sample_indices(None, float(stream.average_rate or 25), last, num_frames)
+        images = {}
+        for index, frame in enumerate(container.decode(stream)):
+            if index in indices:
+                images[index] = frame.to_image()
+            if index == max(indices):
+                break
+    tiles = [tile for index in indices for tile in official_tiles(images[index], 1)]
+    return official_pixels(tiles)
+
+
+def our_video(path: Path, num_frames: int) -> np.ndarray:
+    """One tile per frame, as the engine gets them."""
+    frames = read_frames(path, num_frames, shrink_to=TILE)
+    return np.concatenate([cut(image, Grid(1, 1), TILE) for image in frames.images])
+
+
+def make_picture(path: Path) -> None:
+    """A photo-like JPEG of 4000x3000: smooth shapes, edges and grain."""
+    rng = np.random.default_rng(2024)
+    coarse = Image.fromarray(rng.integers(0, 256, (94, 125, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((4000, 3000), Image.Resampling.BICUBIC)).astype(np.int16)
+    grain = rng.integers(-12, 13, (3000, 4000, 1), dtype=np.int16)
+    Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(path, quality=92)
+
+
+def make_video(path: Path, seconds: int = 60) -> None:
+    """1080p at 30 frames a second, H.264, a keyframe every 250 frames, drifting over a scene."""
+    rng = np.random.default_rng(2025)
+    coarse = Image.fromarray(rng.integers(0, 256, (60, 120, 3), dtype=np.uint8))
+    scene = np.asarray(coarse.resize((3840, 2160), Image.Resampling.BICUBIC)).astype(np.int16)
+    scene = np.clip(scene + rng.integers(-6, 7, scene.shape[:2] + (1,)), 0, 255).astype(np.uint8)
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
+        stream.gop_size = 250
+        stream.options = {"preset": "veryfast", "crf": "23", "sc_threshold": "0"}
+        for index in range(seconds * 30):
+            x, y = index % 1900, (index * 7 // 13) % 1070
+            view = np.ascontiguousarray(scene[y : y + 1080, x : x + 1920])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def cached(name: str, make: Callable[[Path], None]) -> Path:
+    """An input, made once and then kept."""
+    path = Path(tempfile.gettempdir()) / "internvl2-benchmark" / name
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_name(f"unfinished-{os.getpid()}-{name}")
+        make(unfinished)
+        unfinished.replace(path)
+    return path
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) * 1000
+
+
+def compare(
+    label: str, official: Callable[[], torch.Tensor], ours: Callable[[], np.ndarray], rounds: int
+) -> None:
+    """Both in turns, so that a busy machine slows both alike; medians and their ratio."""
+    tiles = torch.from_numpy(ours()).permute(0, 3, 1, 2).float().div(255).sub(MEAN).div(STD)
+    same = torch.equal(tiles, official())
+    times = [(milliseconds(official), milliseconds(ours)) for _ in range(rounds)]
+    slow, fast = (statistics.median(column) for column in zip(*times, strict=True))
+    verdict = "pixels identical" if same else "PIXELS DIFFER"
+    print(f"{label:<34} {slow:9.1f} {fast:9.1f} {slow / fast:6.2f}x   {verdict}", flush=True)
+    if not same:
+        raise SystemExit(1)
+
+
+def peak_memory() -> float:
+    """Largest resident size of this process so far, in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1000
+    return float("nan")
+
+
+def report_memory(path: Path, num_frames: int) -> None:
+    """By how much reading the frames raises the peak of a process that has its imports done."""
+    before = peak_memory()
+    our_video(path, num_frames)
+    print(f"{peak_memory() - before:.0f}")
+
+
+def machine() -> str:
+    """Processor and cores, so that figures can be placed."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(
+            (li.split(":")[1].strip() for li in lines if li.startswith("model name")), model
+        )
+    return f"{model}, {os.cpu_count()} cores; Pillow {Image.__version__}, PyAV {av.__version__}"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="timed repetitions for the picture")
+    parser.add_argument("--skip-video", action="store_true", help="only the picture")
+    parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        return report_memory(arguments.memory_of, 32)
+    print(machine())
+    print(f"{'milliseconds, median':<34} {'official':>9} {'ours':>9} {'ratio':>7}")
+    picture = cached("photo-4000x3000.jpg", make_picture)
+    compare(
+        "JPEG 4000x3000 to 12+1 tiles",
+        lambda: official_picture(picture),
+        lambda: our_picture(picture),
+        arguments.rounds,
+    )
+    if arguments.skip_video:
+        return None
+    video = cached("video-1080p30-60s.mp4", make_video)
+    for num_frames in (8, 32):
+        compare(
+            f"H.264 1080p 60 s, {num_frames} frames",
+            lambda n=num_frames: official_video(video, n),
+            lambda n=num_frames: our_video(video, n),
+            max(arguments.rounds // 2, 1),
+        )
+        compare(
+            f"  against all cores, {num_frames} frames",
+            lambda n=num_frames: official_video(video, n, "AUTO"),
+            lambda n=num_frames: our_video(video, n),
+            max(arguments.rounds // 2, 1),
+        )
+    command = [sys.executable, __file__, "--memory-of", str(video)]
+    grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    print(f"peak memory grows by {grown} MB for 32 frames (aim: under 200 MB)")
+    return None
+
+
+if __name__ == "__main__":
+    main()
