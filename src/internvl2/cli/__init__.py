@@ -1,0 +1,75 @@
+"""The command line: `internvl2 chat|generate|info|convert`, one small dataclass per command.
+
+Results go to standard output and everything else to standard error. Exit codes: 0 done, 1 some
+requests were skipped, 2 bad usage or bad input (one line says which), 130 interrupted.
+"""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from internvl2 import console
+from internvl2.cli.chat import Chat
+from internvl2.cli.convert import Convert
+from internvl2.cli.generate import Generate
+from internvl2.cli.info import Info
+
+Command = Chat | Generate | Info | Convert
+
+BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and gives its exit code."""
+    console.set_up_logging()
+    try:
+        command = _parse(sys.argv[1:] if arguments is None else arguments)
+        code = command if isinstance(command, int) else command.run()
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _discard_standard_output()
+        return BROKEN_PIPE
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"internvl2: error: {console.one_line(error)}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _parse(arguments: Sequence[str]) -> Command | int:
+    """The command that was typed; an exit code where help or a mistake was answered instead."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                Command,
+                prog="internvl2",
+                description="Ask the InternVL2 family about pictures and videos.",
+                args=list(arguments),
+                config=(
+                    tyro.conf.AvoidSubcommands,
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.FlagCreatePairsOff,
+                    tyro.conf.HelptextFromCommentsOff,
+                ),
+            )
+    except SystemExit as stop:
+        if complaint.getvalue():
+            print(f"internvl2: error: {_without_frame(complaint.getvalue())}", file=sys.stderr)
+        return stop.code if isinstance(stop.code, int) else BAD_INPUT
+
+
+def _without_frame(complaint: str) -> str:
+    """tyro's framed message as one line."""
+    return " ".join(re.sub(r"[\u2500-\u257f]+|\x1b\[[0-9;]*m", " ", complaint).split())
+
+
+def _discard_standard_output() -> None:
+    """Whoever read our output is gone; the interpreter must not complain when it flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

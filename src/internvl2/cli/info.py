@@ -1,0 +1,162 @@
+"""`internvl2 info`: what a model is, from the family table or from a checkpoint's own files."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from internvl2.config import InternVLConfig
+
+GIB = 2**30
+BF16_BYTES = 2
+PICTURE_TILES = 13
+"""Twelve tiles and their thumbnail, the largest picture by default."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what a model is: shape, parameters, memory, template, special tokens."""
+
+    model: Annotated[Positional[str], arg(metavar="NAME|PATH")]
+    """Short name (internvl2-2b), hub id (OpenGVLab/InternVL2-2B), or directory of a checkpoint."""
+    json: bool = False
+    """Print one JSON object instead of lines."""
+
+    def run(self) -> int:
+        """Prints the description."""
+        about = describe(self.model)
+        print(json.dumps(asdict(about), ensure_ascii=False) if self.json else about.lines())
+        return 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that an answer needs, in bf16."""
+
+    weights: int
+    cache_per_1000_tokens: int
+    vision_peak: int
+    """Most that the vision tower takes for a moment, for a picture of 13 tiles."""
+
+
+@dataclass(frozen=True)
+class About:
+    """All that `info` says of a model."""
+
+    name: str
+    vision: dict[str, object]
+    decoder: dict[str, object]
+    tokens_per_tile: int
+    max_context: int
+    parameters: dict[str, int]
+    memory: Memory
+    template: str
+    system_message: str
+    special_tokens: dict[str, int | None]
+    """Token and its id; None where the vocabulary is not here to ask."""
+
+    def lines(self) -> str:
+        """The description for people."""
+        counts = ", ".join(f"{part} {count:,}" for part, count in self.parameters.items())
+        memory = self.memory
+        tokens = ", ".join(
+            text if token_id is None else f"{text} {token_id}"
+            for text, token_id in self.special_tokens.items()
+        )
+        return "\n".join(
+            [
+                self.name,
+                f"  vision          {_fields(self.vision)}",
+                f"  decoder         {_fields(self.decoder)}",
+                f"  visual tokens   {self.tokens_per_tile} per tile",
+                f"  context         {self.max_context:,} tokens",
+                f"  parameters      {counts}",
+                f"  memory (bf16)   weights {memory.weights / GIB:.2f} GiB, cache "
+                f"{memory.cache_per_1000_tokens / GIB:.3f} GiB per 1000 tokens, vision peak "
+                f"{memory.vision_peak / GIB:.2f} GiB for {PICTURE_TILES} tiles",
+                f"  template        {self.template}",
+                f"  system message  {self.system_message!r}",
+                f"  special tokens  {tokens}",
+            ]
+        )
+
+
+def describe(model: str) -> About:
+    """A directory's own config.json wins over the family table."""
+    from internvl2 import family
+    from internvl2.processing.template import find_template
+
+    if Path(model).is_dir():
+        from internvl2.checkpoint.config_files import read_config
+
+        config = read_config(Path(model))
+        return _about(model, config, _ids_from_files(Path(model), config))
+    if Path(model).exists() or model.startswith((".", "/", "~")):
+        raise ValueError(f"{model} is not the directory of a checkpoint")
+    member = family.find(model)
+    ids = _special_tokens(member.config)
+    tokens = member.tokens
+    ids |= {"<img>": tokens.image_start, "</img>": tokens.image_end, "<IMG_CONTEXT>": tokens.image}
+    ids[find_template(member.config.template).end] = tokens.end_of_turn
+    return _about(member.hub_id, member.config, ids)
+
+
+def _about(name: str, config: "InternVLConfig", special_tokens: dict[str, int | None]) -> About:
+    from internvl2 import family
+    from internvl2.processing.template import find_template
+
+    counts = family.parameters(config)
+    template = find_template(config.template)
+    system = template.default_system if config.system_message is None else config.system_message
+    decoder = config.decoder
+    per_token = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * BF16_BYTES
+    return About(
+        name=name,
+        vision=_plain(asdict(config.vision)),
+        decoder=_plain(asdict(decoder)),
+        tokens_per_tile=config.tokens_per_tile,
+        max_context=decoder.max_positions,
+        parameters={**asdict(counts), "total": counts.total},
+        memory=Memory(counts.total * BF16_BYTES, per_token * 1000, _vision_peak(config)),
+        template=config.template,
+        system_message=system,
+        special_tokens=special_tokens,
+    )
+
+
+def _vision_peak(config: "InternVLConfig") -> int:
+    """Estimated from above, as the engine plans: a layer's activations for every patch."""
+    vision = config.vision
+    patches = (config.tile_size // vision.patch_size) ** 2 + 1
+    per_patch = 8 * vision.hidden_size + 2 * vision.intermediate_size
+    return PICTURE_TILES * patches * per_patch * BF16_BYTES
+
+
+def _special_tokens(config: "InternVLConfig") -> dict[str, int | None]:
+    """The tokens that a prompt is built with."""
+    from internvl2.processing.template import find_template
+
+    template = find_template(config.template)
+    openings = (template.system.token, template.user.token, template.assistant.token)
+    return dict.fromkeys([*openings, template.end, "<img>", "</img>", "<IMG_CONTEXT>"])
+
+
+def _ids_from_files(directory: Path, config: "InternVLConfig") -> dict[str, int | None]:
+    from internvl2.processing.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_directory(directory)
+    return {text: tokenizer.id_of(text) for text in _special_tokens(config)}
+
+
+def _plain(fields: dict[str, object]) -> dict[str, object]:
+    """The fields without what is unset."""
+    return {name: value for name, value in fields.items() if value not in (None, (), {})}
+
+
+def _fields(fields: dict[str, object]) -> str:
+    """Name and number of the fields that people ask for; the whole is in `--json`."""
+    shown = [f"{name} {value}" for name, value in fields.items() if not isinstance(value, dict)]
+    return ", ".join(shown)

@@ -1,0 +1,47 @@
+"""The engine that a command asked for, and how long it took to load."""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from internvl2.cli.options import LoadOptions, MediaOptions
+
+if TYPE_CHECKING:
+    from internvl2.engine.engine import Engine
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """An engine and its price."""
+
+    engine: "Engine"
+    load_s: float
+
+
+def load_engine(model: str | None, options: LoadOptions, media: MediaOptions) -> LoadedEngine:
+    """Loads a model by name or path."""
+    name = require_model(model)
+    started = time.perf_counter()
+    from internvl2.engine.engine import Engine, EngineOptions
+    from internvl2.processing.pixels import PictureOptions
+
+    engine = Engine.load(
+        name,
+        device=options.device,
+        dtype=options.dtype,
+        options=EngineOptions(max_context=options.max_context),
+    )
+    engine.processor.pictures = PictureOptions(official=media.official_pictures)
+    return LoadedEngine(engine, time.perf_counter() - started)
+
+
+def require_model(model: str | None) -> str:
+    """The model that was asked for; without one, the error says what names and paths there are."""
+    from internvl2.family import MEMBERS
+
+    if model is not None:
+        return model
+    raise ValueError(
+        "no model: give --model with a directory that holds a checkpoint (config.json and "
+        f"weights), a hub id such as OpenGVLab/InternVL2-2B, or a short name: {', '.join(MEMBERS)}"
+    )

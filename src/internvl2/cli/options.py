@@ -1,0 +1,136 @@
+"""Options that several commands share, as dataclasses; their docstrings are the help texts.
+
+Nothing heavy is imported here, so that `--help` answers at once. `check()` refuses values that make
+no sense before a model is loaded for minutes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import UseAppendAction, arg
+
+if TYPE_CHECKING:
+    from internvl2.engine.sequence import SamplingParams
+    from internvl2.processing.conversation import Video
+    from internvl2.processing.processor import EncodeOptions
+
+ModelName = Annotated[str | None, arg(aliases=("-m", "--model-name-or-path"), metavar="NAME|PATH")]
+"""`--model`, in PaddleMIX's spelling too."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Where the model runs and where it comes from."""
+
+    device: Annotated[str | None, arg(metavar="DEVICE")] = None
+    """cpu, cuda, cuda:1, npu or mps; the best one there is unless given."""
+    dtype: Literal["bfloat16", "float16", "float32", "bf16", "fp16", "fp32"] | None = None
+    """Number format of weights and arithmetic; the checkpoint's unless given."""
+    revision: Annotated[str | None, arg(metavar="REVISION")] = None
+    """Branch, tag or commit of a checkpoint on the hub."""
+    offline: bool = False
+    """Use only what was downloaded before."""
+    max_context: Annotated[int | None, arg(metavar="TOKENS")] = None
+    """Most tokens of prompt and answer together; less takes less memory."""
+
+    def check(self) -> None:
+        """Refuses a context without room."""
+        require_at_least("--max-context", self.max_context, 1)
+
+
+@dataclass(frozen=True)
+class MediaOptions:
+    """How pictures and videos are shown to the model."""
+
+    max_tiles: int = 12
+    """Most tiles that a picture is cut into, the thumbnail not counted."""
+    frames: Annotated[int, arg(aliases=("--num-frames",))] = 8
+    """How many frames of a video are looked at, one tile each."""
+    start: Annotated[float | None, arg(metavar="SECONDS")] = None
+    """Look at the video from this second on."""
+    end: Annotated[float | None, arg(metavar="SECONDS")] = None
+    """Look at the video up to this second."""
+    fit: bool = False
+    """Cut pictures into fewer tiles where the prompt would be too long, instead of an error."""
+    official_pictures: bool = False
+    """Read odd pictures as the official code: no EXIF rotation, alpha dropped, 16 bit clipped."""
+    thinking: bool = False
+    """Let an InternVL3.5 model think before it answers."""
+
+    def check(self) -> None:
+        """Refuses values that no picture or video can meet."""
+        require_at_least("--max-tiles", self.max_tiles, 1)
+        require_at_least("--frames", self.frames, 1)
+        for name, second in (("--start", self.start), ("--end", self.end)):
+            if second is not None and not (math.isfinite(second) and second >= 0):
+                raise ValueError(f"{name} is {second}; it must be a second from 0 on")
+        if self.start is not None and self.end is not None and self.start >= self.end:
+            raise ValueError(f"--start {self.start:g} is not before --end {self.end:g}")
+
+    def video(self, source: str) -> "Video":
+        """A video by path or URL, to be looked at as these options say."""
+        from internvl2.processing.conversation import Video
+
+        return Video(source, num_frames=self.frames, start=self.start, end=self.end)
+
+    def encoding(self) -> "EncodeOptions":
+        """What the processor is asked for."""
+        from internvl2.processing.processor import EncodeOptions
+
+        return EncodeOptions(max_tiles=self.max_tiles, fit=self.fit, thinking=self.thinking)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the answer's tokens are chosen; without any of these, the most probable one each time."""
+
+    max_tokens: int = 1024
+    """Most tokens to write."""
+    min_tokens: int = 0
+    """Fewest tokens to write."""
+    temperature: float = 0.0
+    """0 takes the most probable token; more is more varied."""
+    top_p: float = 1.0
+    """Only the most probable tokens that together have this share of the probability."""
+    top_k: int = 0
+    """Only the k most probable tokens; 0 is all."""
+    min_p: float = 0.0
+    """Only tokens with at least this share of the most probable token's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens that were written before less probable."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of every token written before."""
+    frequency_penalty: float = 0.0
+    """Taken off the logit of a token once for every time it was written."""
+    no_repeat_ngram_size: int = 0
+    """No run of so many tokens is written twice; 0 is no limit."""
+    seed: Annotated[int | None, arg(metavar="INT")] = None
+    """The same seed gives the same answer."""
+    stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
+    """A text that ends the answer."""
+
+    def params(self) -> "SamplingParams":
+        """The engine's form of these options; refuses values that make no sense."""
+        from internvl2.engine.sequence import SamplingParams
+
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            min_tokens=self.min_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+            seed=self.seed,
+            stop=self.stop,
+        )
+
+
+def require_at_least(name: str, value: int | None, minimum: int) -> None:
+    """Refuses a number below `minimum`; None is not given."""
+    if value is not None and value < minimum:
+        raise ValueError(f"{name} is {value}; it must be at least {minimum}")
