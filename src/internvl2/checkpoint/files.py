@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +31,7 @@ class Stored:
     file: Path
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """Named tensors, each read when it is asked for."""
 

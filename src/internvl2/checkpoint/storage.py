@@ -1,13 +1,14 @@
 """Ways in which a file stores our parameters: each turns tensors both ways, `read` and `write`."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 
+@runtime_checkable
 class Storage(Protocol):
     """How the tensors of a file and our parameters become each other."""
 
