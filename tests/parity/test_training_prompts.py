@@ -152,7 +152,7 @@ def test_more_tags_than_images_are_a_fault(case, data):
 
 
 def _frames(root: Path, count: int | list | None) -> tuple[Image.Image, ...]:
-    """What the recorded loader gave for the video: the set's pictures, then the first one turned."""
+    """What the recorded loader gave for the video: the pictures, then the first one turned."""
     first, second = (
         Image.open(root / name).convert("RGB") for name in ("image1.jpg", "image3.jpg")
     )

@@ -13,7 +13,7 @@ def test_strings_become_text_parts():
 
 def test_an_unknown_role_is_named():
     with pytest.raises(ValueError, match="unknown role 'tool'; known: system, user, assistant"):
-        Message("tool", ())  # type: ignore[arg-type]
+        Message("tool", ())
 
 
 def test_a_system_message_holds_text_only():

@@ -74,7 +74,7 @@ def test_what_openai_messages_must_not_hold_is_named(message, fault):
 
 def test_messages_must_be_a_list():
     with pytest.raises(ValueError, match="a list of messages was expected"):
-        from_openai({"role": "user"})  # type: ignore[arg-type]
+        from_openai({"role": "user"})
 
 
 def test_a_single_picture_without_tag_stands_before_the_first_question():
@@ -132,7 +132,7 @@ def test_turns_are_stripped_on_request_only():
         ({}, "no list of turns under 'conversations'"),
         (record(turn("bot", "x")), r"conversations\[0\].from is 'bot'"),
         (record({"from": "human"}), "lacks 'from' or 'value'"),
-        (record(turn("human", 3)), "value is not a text"),  # type: ignore[arg-type]
+        (record(turn("human", 3)), "value is not a text"),
         (record(QUESTION, turn("system", "x")), r"conversations\[1\] is a system turn"),
         (record(QUESTION, image=["a", "b"]), "2 pictures, but 0 <image>"),
         (record(turn("human", "<image> <image>"), image="a"), "1 pictures, but 2 <image>"),

@@ -58,7 +58,8 @@ Part = Text | Picture | Video
 class Message:
     """What one side said."""
 
-    role: Role
+    role: str
+    """system, user or assistant."""
     content: tuple[Part, ...]
 
     def __post_init__(self) -> None:

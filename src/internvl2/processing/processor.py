@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -105,7 +105,7 @@ class Processor:
         *,
         frame_label: str | None = None,
         pictures: PictureOptions | None = None,
-    ) -> Self:
+    ) -> "Processor":
         """The processor of a model directory: tokenizer files and generation_config.json."""
         return cls(
             config,

@@ -28,7 +28,7 @@ RECORD_ROLES: dict[str, Role] = {
 PLACEHOLDER = re.compile("<image>")
 
 
-def from_openai(messages: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+def from_openai(messages: Any) -> tuple[Message, ...]:
     """Messages as the OpenAI API writes them; what is not understood is an error that names it."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise ValueError(
@@ -149,7 +149,7 @@ def _number(link: Mapping[str, Any], name: str, where: str, whole: bool = False)
         raise ValueError(f"{where}.{name} is {value!r}; it must be a {'whole ' * whole}number")
     if value < (1 if whole else 0):
         raise ValueError(f"{where}.{name} is {value!r}; it must be at least {int(whole)}")
-    return value
+    return value if whole else float(value)
 
 
 def _record_turns(record: Mapping[str, Any], options: RecordOptions) -> list[Message]:
@@ -200,9 +200,10 @@ def _record_video(record: Mapping[str, Any], root: Path, options: RecordOptions)
         raise ValueError(f"'video' is not a path: {name!r}")
     if clip is None:
         return Video(root / name, num_frames=options.num_frames, inline=True)
-    if not isinstance(clip, list) or len(clip) != 2:
+    numbers = isinstance(clip, list) and all(isinstance(value, (int, float)) for value in clip)
+    if not numbers or len(clip) != 2:
         raise ValueError(f"'clip' is {clip!r}; [start, end] in seconds was expected")
-    start, end = clip
+    start, end = map(float, clip)
     return Video(root / name, num_frames=options.num_frames, start=start, end=end, inline=True)
 
 

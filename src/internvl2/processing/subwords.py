@@ -6,7 +6,7 @@ library (Qwen, Llama 3). Neither matches added tokens in text; that is the token
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from internvl2.processing.tokenizer_files import read_json_object
 
@@ -27,6 +27,7 @@ QWEN2_SPLIT = (
 """How Qwen2 cuts text before merging (`tokenization_qwen2.py`)."""
 
 
+@runtime_checkable
 class Subwords(Protocol):
     """A vocabulary that turns plain text into ids and back."""
 
