@@ -106,7 +106,7 @@ def test_several_pictures_share_the_tile_budget():
 
 def test_a_video_stands_at_its_tag_or_before_the_first_question():
     clipped = record(turn("human", "<video>\nWhy?"), ANSWER, video="v.mp4", clip=[1, 2.5])
-    video = Video(Path("v.mp4"), num_frames=8, start=1, end=2.5, inline=True)
+    video = Video(Path("v.mp4"), num_frames=8, start=1.0, end=2.5, inline=True)
     assert from_opengvlab(clipped)[0].content == (video, Text("\nWhy?"))
     messages = from_opengvlab(record(QUESTION, ANSWER, video="v.mp4"))
     assert messages[0].content[1] == Text("\nWhat is this?")
