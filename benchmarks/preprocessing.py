@@ -1,15 +1,14 @@
 """Time from a picture or a video to tiles, against the pipeline of the official example.
 
 The official pipeline is written out here as its README has it: Pillow, one tile after the other,
-normalised to float on the processor; a video decoded from the beginning to the last frame wanted.
-Ours gives uint8 tiles, which the device normalises. Both make the same pixels, which is checked. The
-inputs are made here, the same on every machine, and kept in a temporary folder.
+normalised to float on the processor; a video decoded from the beginning to the last frame
+wanted. Ours gives uint8 tiles, which the device normalises. Both make the same pixels, which is
+checked. The inputs are made here, the same on every machine, and kept in a temporary folder.
 
     python benchmarks/preprocessing.py [--rounds 7] [--skip-video]
 """
 
 import argparse
-import io
 import os
 import platform
 import statistics
@@ -106,7 +105,7 @@ def make_video(path: Path, seconds: int = 60) -> None:
     rng = np.random.default_rng(2025)
     coarse = Image.fromarray(rng.integers(0, 256, (60, 120, 3), dtype=np.uint8))
     scene = np.asarray(coarse.resize((3840, 2160), Image.Resampling.BICUBIC)).astype(np.int16)
-    scene = np.clip(scene + rng.integers(-6, 7, scene.shape[:2] + (1,)), 0, 255).astype(np.uint8)
+    scene = np.clip(scene + rng.integers(-6, 7, (2160, 3840, 1)), 0, 255).astype(np.uint8)
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
@@ -171,9 +170,8 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(
-            (li.split(":")[1].strip() for li in lines if li.startswith("model name")), model
-        )
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        model = names[0] if names else model
     return f"{model}, {os.cpu_count()} cores; Pillow {Image.__version__}, PyAV {av.__version__}"
 
 

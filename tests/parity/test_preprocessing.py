@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import av
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from internvl2.processing.image import (
     open_picture,
     pad_to_square,
 )
+from internvl2.processing.video import read_frames, sample_indices
 
 pytestmark = pytest.mark.parity
 
@@ -84,3 +86,49 @@ def test_padding_uses_the_mean_colour_of_the_normalisation(expected, data):
         recorded = np.array(case["mean"])
         np.testing.assert_allclose(pixels.mean(axis=(2, 3)), recorded, atol=1e-5)
     assert cases
+
+
+def test_every_recorded_frame_index_is_sampled(expected):
+    for case in expected["video_get_index"]:
+        last, count = case["num_frames"] - 1, case["num_segments"]
+        indices = sample_indices(case["bound"], case["fps"], last, count)
+        assert indices == case["indices"], case
+
+
+def test_frames_of_the_recorded_video_are_within_two_levels(expected, data):
+    video = data("official", "preprocessing", "video.mp4")
+    recorded = np.load(data("official", "preprocessing", "expected.npz"))["video_frames_8"]
+    for run in expected["video_file"]["runs"]:
+        start, end = run["bound"] or (None, None)
+        frames = read_frames(video, run["num_segments"], start, end)
+        means = [np.asarray(image).mean(axis=(0, 1)) for image in frames.images]
+        assert list(frames.indices) == run["indices"]
+        np.testing.assert_allclose(means, run["frame_channel_means"], atol=2)
+    frames = read_frames(video, 8)
+    pixels = np.stack([np.asarray(image) for image in frames.images]).astype(int)
+    assert abs(pixels - recorded).max() <= 2
+
+
+def test_the_real_video_is_sampled_as_the_example_samples_it(data):
+    path = data("media", "red-panda.mp4")
+    frames = read_frames(path, 8, shrink_to=448)
+    assert frames.indices == (55, 167, 279, 390, 502, 614, 725, 837)
+    with av.open(str(path)) as container:
+        for index, frame in enumerate(container.decode(video=0)):
+            if index in frames.indices:
+                image = frames.images[frames.indices.index(index)]
+                assert image == frame.to_image().resize((448, 448))
+
+
+@pytest.mark.parametrize(
+    ("picture", "most", "tiles"),
+    [
+        ("examples_image1.jpg", 12, 13),
+        ("examples_image1.jpg", 6, 7),
+        ("examples_image2.jpg", 12, 10),
+        ("twitter3.jpeg", 12, 7),
+    ],
+)
+def test_real_pictures_have_the_published_number_of_tiles(data, picture, most, tiles):
+    image = open_picture(data("media", picture))
+    assert len(cut(image, choose_grid(*image.size, 448, 1, most))) == tiles

@@ -88,7 +88,7 @@ def open_picture(
     """The picture as RGB: from a path, an http(s) or data: URL, encoded bytes, or Pillow itself."""
     options = options or PictureOptions()
     if isinstance(source, Image.Image):
-        name = f"picture of {source.size} pixels"
+        name = f"picture of {source.width}x{source.height} pixels"
         _check_size(source, name, options.max_pixels)
         return to_rgb(source, name, options)
     name = describe(source, "picture")

@@ -31,6 +31,8 @@ MAX_SIDE = 8192
 _ACCEPTED = "MP4, MOV, WebM, Matroska, AVI, MPEG-TS, GIF, animated WebP, or a folder of pictures"
 _DROPS_SAFELY = ("h264", "mpeg4")
 """Codecs whose frames marked as not referred to are never referred to by any other frame."""
+_EMPTY_PACKETS = 3
+"""How many packets at the end of an AVI file may show no frame of their own (packed B-frames)."""
 _TURNS = {
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,
@@ -56,7 +58,7 @@ class Timeline:
     """Average over the file, as the official reader counts seconds."""
     seconds_per_tick: float
     has_times: bool = True
-    """False: packets carry no usable times, so frames can only be counted."""
+    """False: packets carry no times of showing (AVI), so frames can only be counted."""
 
     @property
     def num_frames(self) -> int:
@@ -170,12 +172,15 @@ class VideoFile:
         self._container.seek(
             min(packet.dts for packet in self.timeline.packets), backward=True, stream=self._stream
         )
-        taken, last = {}, max(indices)
+        taken: dict[int, Image.Image] = {}
+        index, frame, last = -1, None, max(indices)
         for index, frame in enumerate(self._container.decode(self._stream)):
             if index in indices:
                 taken[index] = keep(self._image(frame))
             if index >= last:
                 break
+        if frame is not None and index < last <= index + _EMPTY_PACKETS:
+            taken |= dict.fromkeys(indices - taken.keys(), keep(self._image(frame)))
         return taken
 
     def _image(self, frame: "VideoFrame") -> Image.Image:
@@ -199,6 +204,7 @@ def open_video(
     try:
         with av.open(source, "r", container_format, metadata_errors="replace") as container:
             stream = _checked_stream(container, name, max_pixels)
+            _check_whole(stream, container_format, _size(content), name)
             yield VideoFile(container, stream, name, upright)
     except MediaError:
         raise
@@ -255,9 +261,22 @@ def _checked_stream(container: "InputContainer", name: str, max_pixels: int) -> 
     return stream
 
 
+def _check_whole(stream: "VideoStream", container_format: str, size: int, name: str) -> None:
+    """MP4 lists its frames with their places, so a file that was cut off shows at once."""
+    entries = stream.index_entries
+    if container_format == "mov" and len(entries):
+        end = entries[len(entries) - 1].pos + entries[len(entries) - 1].size
+        if end > size:
+            raise MediaError(f"{name} is truncated: {size} bytes, but its last frame ends at {end}")
+
+
+def _size(content: bytes | Path) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
 def _read_timeline(container: "InputContainer", stream: "VideoStream") -> Timeline:
     packets: list[Packet] = []
-    has_times = True
+    has_times = container.format.name != "avi" or stream.codec_context.name == "mjpeg"
     for packet in container.demux(stream):
         if packet.size == 0 or packet.is_discard:
             continue
