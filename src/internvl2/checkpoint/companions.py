@@ -1,0 +1,166 @@
+"""The files beside the weights: tokenizer, chat template, stop tokens, picture preparation."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from internvl2.checkpoint.config_files import Layout
+from internvl2.checkpoint.fields import read_json, write_json
+from internvl2.processing.processor import Processor
+
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+VOCABULARIES = ("tokenizer.model", "tokenizer.json", "vocab.json")
+# Mean and deviation of ImageNet's pixels, as in the official transform.
+MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds the vocabulary of a tokenizer."""
+    return any((directory / name).is_file() for name in VOCABULARIES)
+
+
+def write_companions(processor: Processor, directory: Path, layout: Layout) -> None:
+    """Write everything but the weights and config.json, so that the directory is complete."""
+    source = processor.tokenizer.files.directory
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+    template = chat_template(processor, layout)
+    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    write_json(directory / "tokenizer_config.json", _tokenizer_config(processor, layout, template))
+    write_json(directory / "generation_config.json", _generation_config(processor))
+    if layout == "hf":
+        write_json(directory / "preprocessor_config.json", _hf_pictures(processor))
+        write_json(directory / "video_preprocessor_config.json", _hf_videos(processor))
+        write_json(
+            directory / "processor_config.json",
+            {
+                "processor_class": "InternVLProcessor",
+                "image_seq_length": processor.config.tokens_per_tile,
+            },
+        )
+    else:
+        write_json(directory / "preprocessor_config.json", _official_pictures(processor))
+
+
+def keep_remote_code(source: Path, directory: Path) -> None:
+    """Copy the model code that other programs run from an official release, and what names it.
+
+    We neither read nor run it.
+    """
+    codes = sorted(source.glob("*.py"))
+    original = read_json(source / "config.json").values
+    if not codes or "auto_map" not in original:
+        return
+    for code in codes:
+        shutil.copyfile(code, directory / code.name)
+    written = dict(read_json(directory / "config.json").values)
+    written["auto_map"] = original["auto_map"]
+    inner = original.get("llm_config", {}).get("auto_map")
+    if inner is not None:
+        written["llm_config"] = {**written["llm_config"], "auto_map": inner}
+    write_json(directory / "config.json", written)
+
+
+def chat_template(processor: Processor, layout: Layout) -> str:
+    """The prompt that we render, as a Jinja template for other programs."""
+    tokenizer = processor.tokenizer
+    bos = tokenizer.files.named.get("bos_token", "") if tokenizer.bos_id is not None else ""
+    picture = "<IMG_CONTEXT>" if layout == "hf" else "<image>"
+    return processor.template.jinja(
+        system=processor.config.system_message, prefix=bos, picture=picture
+    )
+
+
+def _tokenizer_config(processor: Processor, layout: Layout, template: str) -> dict[str, Any]:
+    path = processor.tokenizer.files.directory / "tokenizer_config.json"
+    values = dict(read_json(path).values) if path.is_file() else {}
+    values["chat_template"] = template
+    if layout == "hf":
+        values.pop("auto_map", None)
+        values["processor_class"] = "InternVLProcessor"
+        values["extra_special_tokens"] = {
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        }
+    return values
+
+
+def _generation_config(processor: Processor) -> dict[str, Any]:
+    tokenizer = processor.tokenizer
+    values: dict[str, Any] = {
+        "do_sample": False,
+        "eos_token_id": list(processor.stop_token_ids),
+    }
+    for key in ("bos_token", "pad_token"):
+        text = tokenizer.files.named.get(key)
+        token_id = None if text is None else tokenizer.id_of(text)
+        if token_id is not None:
+            values[f"{key}_id"] = token_id
+    return values
+
+
+def _official_pictures(processor: Processor) -> dict[str, Any]:
+    """What the official releases carry: a tile's side and the pixels' statistics."""
+    side = processor.config.tile_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": side,
+        "size": side,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "image_mean": MEAN,
+        "image_std": DEVIATION,
+        "resample": 3,
+    }
+
+
+def _hf_pictures(processor: Processor) -> dict[str, Any]:
+    """Tiling as transformers does it: the same grids, its own resize."""
+    config = processor.config
+    return {
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "processor_class": "InternVLProcessor",
+        "crop_to_patches": config.dynamic_tiles,
+        "min_patches": config.min_tiles,
+        "max_patches": config.max_tiles,
+        "size": {"height": config.tile_size, "width": config.tile_size},
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": MEAN,
+        "image_std": DEVIATION,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+    }
+
+
+def _hf_videos(processor: Processor) -> dict[str, Any]:
+    """transformers' own defaults have other statistics and a smaller picture."""
+    side = processor.config.tile_size
+    return {
+        "video_processor_type": "InternVLVideoProcessor",
+        "processor_class": "InternVLProcessor",
+        "size": {"height": side, "width": side},
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "do_sample_frames": True,
+        "num_frames": 8,
+        "image_mean": MEAN,
+        "image_std": DEVIATION,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+    }
