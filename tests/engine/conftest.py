@@ -1,6 +1,5 @@
 """A tiny random model behind the engine, with a tokenizer of single letters."""
 
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +9,7 @@ from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, Vision
 from internvl2.engine.engine import Engine, EngineOptions
 from internvl2.model.internvl import random_model
 from internvl2.processing.conversation import Text
+from internvl2.processing.processor import Processor
 from internvl2.processing.prompt import MediaSpan, Prompt
 
 IMAGE_TOKEN, STOP, BOS, VOCAB = 97, 98, 99, 100
@@ -47,15 +47,13 @@ class Letters:
         return ""
 
 
-@dataclass
-class LetterProcessor:
+class LetterProcessor(Processor):
     """Encodes the texts of a conversation letter by letter; pictures are tiles already."""
 
-    config: InternVLConfig
-    stop_token_ids: tuple[int, ...] = (STOP,)
-    tokenizer: SimpleNamespace = field(
-        default_factory=lambda: SimpleNamespace(stream=Letters, bos_id=BOS)
-    )
+    def __init__(self, config: InternVLConfig) -> None:
+        self.config = config
+        self.stop_token_ids = (STOP,)
+        self.tokenizer = SimpleNamespace(stream=Letters, bos_id=BOS)
 
     def encode(self, conversation, *, options) -> Prompt:
         text = [p.text for m in conversation for p in m.content if isinstance(p, Text)]

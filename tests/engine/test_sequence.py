@@ -21,7 +21,6 @@ def make_sequence(length: int = 5, limit: int = 100, **params) -> Sequence:
     ("name", "value"),
     [
         ("max_tokens", 0),
-        ("max_tokens", 2.5),
         ("min_tokens", -1),
         ("temperature", -0.1),
         ("temperature", math.nan),
@@ -29,21 +28,28 @@ def make_sequence(length: int = 5, limit: int = 100, **params) -> Sequence:
         ("top_k", -1),
         ("top_p", 0.0),
         ("top_p", 1.1),
-        ("min_p", 2),
-        ("repetition_penalty", 0),
+        ("min_p", 2.0),
+        ("repetition_penalty", 0.0),
         ("repetition_penalty", math.nan),
         ("presence_penalty", math.inf),
-        ("frequency_penalty", "1"),
         ("no_repeat_ngram_size", True),
-        ("seed", 1.5),
         ("logprobs", -1),
-        ("stop", "end"),
         ("stop", ("",)),
         ("stop_token_ids", (-3,)),
     ],
 )
 def test_a_nonsensical_value_is_refused_by_name(name, value):
     with pytest.raises(ValueError, match=name):
+        SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_tokens", 2.5), ("frequency_penalty", "1"), ("seed", 1.5), ("stop", "end")],
+)
+def test_a_value_of_another_type_is_refused_by_name(name, value):
+    """With run-time type checks switched on, the checker refuses it before we do."""
+    with pytest.raises((ValueError, TypeError), match=name):
         SamplingParams(**{name: value})
 
 

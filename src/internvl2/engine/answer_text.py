@@ -1,8 +1,9 @@
 """The text of one answer as its tokens arrive, without the stop text that ends it."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class TextStream(Protocol):
     """A tokenizer's streaming decoder; it never splits a character."""
 

@@ -14,7 +14,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
@@ -113,7 +112,7 @@ class Engine:
         device: str | None = None,
         dtype: str | None = None,
         options: EngineOptions | None = None,
-    ) -> Self:
+    ) -> "Engine":
         """An engine for a model directory."""
         options = options or EngineOptions()
         config = read_config(model)
@@ -248,7 +247,7 @@ class Engine:
         """Ends all requests and the engine's thread; the engine takes no more."""
         self._loop.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Engine":
         return self
 
     def __exit__(
