@@ -27,6 +27,8 @@ from internvl2.processing.tokenizer_files import (
     read_json_object,
 )
 
+QWEN2 = "Qwen2Tokenizer"
+
 HF_IMAGE_TOKENS = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",
@@ -52,10 +54,10 @@ def save_tokenizer(
     if layout == "hf":
         _write_json(target / "tokenizer.json", tokenizer_json(tokenizer), indent=None)
         config = _hf_config(tokenizer, config)
-    elif (
-        tokenizer.files.kind == "tokenizer_json" and tokenizer.files.class_name == "Qwen2Tokenizer"
-    ):
-        _write_vocab_merges(source / "tokenizer.json", target)
+    else:
+        config = _official_config(config)
+        if tokenizer.files.kind == "tokenizer_json" and config.get("tokenizer_class") == QWEN2:
+            _write_vocab_merges(source / "tokenizer.json", target)
     if chat_template is not None:
         config["chat_template"] = chat_template
         if layout == "hf":
@@ -194,8 +196,17 @@ def _hf_config(tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, Any]:
         "extra_special_tokens": HF_IMAGE_TOKENS,
         SLOW_CLASS: tokenizer.files.class_name,
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": "InternVLProcessor",
         **HF_IMAGE_TOKENS,
     }
+
+
+def _official_config(config: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json without what only newer transformers asks for."""
+    dropped = (SLOW_CLASS, "extra_special_tokens", "processor_class", *HF_IMAGE_TOKENS)
+    kept = {key: value for key, value in config.items() if key not in dropped}
+    slow_class = config.get(SLOW_CLASS)
+    return kept | ({"tokenizer_class": slow_class} if slow_class else {})
 
 
 def _write_vocab_merges(source: Path, target: Path) -> None:
