@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+# The tests' models are tiny: threads would cost more than they bring.
+torch.set_num_threads(1)
+
 CORE = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -283,3 +283,10 @@ def test_damaged_files_give_frames_or_are_refused(clip):
             content[position] = rng.integers(256)
         with suppress(MediaError):
             assert len(read_frames(bytes(content), 3, shrink_to=14).images) == 3
+
+
+def test_decoded_frames_that_are_no_more_than_asked_for_are_all_taken():
+    frames = [np.full((4, 4, 3), value, np.uint8) for value in (10, 20, 30)]
+    assert read_frames(frames, 3).indices == (0, 1, 2)
+    assert read_frames(frames, 8).indices == (0, 1, 2)
+    assert read_frames(frames, 2).indices == (0, 1)

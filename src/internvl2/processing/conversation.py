@@ -40,7 +40,7 @@ class Video:
 
     source: str | Path | bytes | tuple[Image | np.ndarray, ...]
     num_frames: int = 8
-    """How many frames are taken, evenly spread."""
+    """How many frames are taken, evenly spread; of decoded frames that are no more, all."""
     start: float | None = None
     """Second at which the part of interest begins."""
     end: float | None = None

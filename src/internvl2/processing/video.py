@@ -190,16 +190,23 @@ def _from_sequence(frames: list[Image.Image | np.ndarray], request: _Request) ->
         image = _from_array(frame, index) if isinstance(frame, np.ndarray) else frame
         return open_picture(image, request.options)
 
-    return _from_still(len(frames), f"video of {len(frames)} decoded frames", request, read)
+    # No more frames than asked for: whoever decoded them has chosen them.
+    chosen = list(range(len(frames))) if len(frames) <= request.num_frames else None
+    name = f"video of {len(frames)} decoded frames"
+    return _from_still(len(frames), name, request, read, chosen)
 
 
 def _from_still(
-    total: int, name: str, request: _Request, read: Callable[[int], Image.Image]
+    total: int,
+    name: str,
+    request: _Request,
+    read: Callable[[int], Image.Image],
+    chosen: list[int] | None = None,
 ) -> Frames:
     """Frames that are pictures of their own, with no times."""
     if request.bounds.given:
         raise MediaError(f"{name} has no times, so start and end in seconds mean nothing in it")
-    indices = request.indices(total, 1.0, name)
+    indices = request.indices(total, 1.0, name) if chosen is None else chosen
     images = {index: request.keep(read(index)) for index in dict.fromkeys(indices)}
     return _frames(images, indices, [0.0] * len(indices))
 
