@@ -1,9 +1,11 @@
 """A tiny random model behind the engine, with a tokenizer of single letters."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.engine.engine import Engine, EngineOptions
@@ -97,8 +99,8 @@ def make_engine(tiny_models):
     """`make_engine("plain", max_sequences=2)` is an engine over a tiny model."""
     engines: list[Engine] = []
 
-    def make(kind: str = "plain", **options) -> Engine:
-        model = tiny_models[kind]
+    def make(kind: str = "plain", device="cpu", dtype=torch.float32, **options) -> Engine:
+        model = copy.deepcopy(tiny_models[kind]).to(device, dtype)
         options = {"cache_tokens": 1024, "max_context": 400} | options
         engine = Engine(model, LetterProcessor(model.config), EngineOptions(**options))
         engines.append(engine)

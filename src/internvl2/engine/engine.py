@@ -17,6 +17,7 @@ from types import TracebackType
 
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
+from internvl2.checkpoint.hub import resolve
 from internvl2.checkpoint.store import load_model
 from internvl2.engine.answer_text import AnswerText
 from internvl2.engine.batch import Answered, Batch, Work
@@ -111,17 +112,19 @@ class Engine:
         *,
         device: str | None = None,
         dtype: str | None = None,
+        revision: str | None = None,
         options: EngineOptions | None = None,
     ) -> "Engine":
-        """An engine for a model directory."""
+        """An engine for a model directory, a hub id, or a short name of the family."""
+        directory = resolve(model, revision=revision)
         options = options or EngineOptions()
-        config = read_config(model)
+        config = read_config(directory)
         place = devices.pick(device)
         number_format = devices.choose_dtype(place, config.dtype, dtype)
         request = _memory_request(options, place.type == "cpu")
         plan(config, number_format, place, devices.free_memory(place), request)
-        processor = Processor.from_directory(model, config)
-        return cls(load_model(model, device=place, dtype=number_format), processor, options)
+        processor = Processor.from_directory(directory, config)
+        return cls(load_model(directory, device=place, dtype=number_format), processor, options)
 
     def encode(
         self, request: Conversation | Prompt, options: EncodeOptions | None = None
