@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from internvl2.checkpoint.config_files import Layout
+from internvl2.checkpoint.config_files import Layout, TokenIds
 from internvl2.checkpoint.fields import read_json, write_json
 from internvl2.processing.processor import Processor
 
@@ -48,6 +48,19 @@ def write_companions(processor: Processor, directory: Path, layout: Layout) -> N
         )
     else:
         write_json(directory / "preprocessor_config.json", _official_pictures(processor))
+
+
+def token_ids(processor: Processor) -> TokenIds:
+    """The ids that configurations name; Qwen's have the padding token for the missing bos."""
+    tokenizer = processor.tokenizer
+
+    def named(key: str) -> int | None:
+        text = tokenizer.files.named.get(key)
+        return None if text is None else tokenizer.id_of(text)
+
+    pad = named("pad_token")
+    bos = named("bos_token")
+    return TokenIds(pad if bos is None else bos, processor.stop_token_ids[0], pad)
 
 
 def keep_remote_code(source: Path, directory: Path) -> None:
@@ -96,17 +109,11 @@ def _tokenizer_config(processor: Processor, layout: Layout, template: str) -> di
 
 
 def _generation_config(processor: Processor) -> dict[str, Any]:
-    tokenizer = processor.tokenizer
-    values: dict[str, Any] = {
-        "do_sample": False,
-        "eos_token_id": list(processor.stop_token_ids),
-    }
-    for key in ("bos_token", "pad_token"):
-        text = tokenizer.files.named.get(key)
-        token_id = None if text is None else tokenizer.id_of(text)
-        if token_id is not None:
-            values[f"{key}_id"] = token_id
-    return values
+    """Every token that ends an answer, so that other programs stop where we do."""
+    ids = token_ids(processor)
+    values = {"bos_token_id": ids.bos, "pad_token_id": ids.pad}
+    values |= {"eos_token_id": list(processor.stop_token_ids), "do_sample": False}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _official_pictures(processor: Processor) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Three programs write them: OpenGVLab (`llm_config` and `vision_config`), PaddleM
 file says always wins over the family table; what it asks for and we do not compute is an error.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,12 +39,29 @@ def read_config(directory: str | Path) -> InternVLConfig:
     )
 
 
-def write_config(config: InternVLConfig, directory: str | Path, layout: Layout) -> None:
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """Tokens that other programs look for in the language model's section."""
+
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+
+
+def write_config(
+    config: InternVLConfig,
+    directory: str | Path,
+    layout: Layout,
+    token_ids: TokenIds | None = None,
+) -> None:
     """Write the config.json that describes `config` in a layout."""
+    ids = token_ids or TokenIds()
     if layout == "hf":
-        values = _hf_values(config)
+        values, language = _hf_values(config), "text_config"
     else:
-        values = _opengvlab_values(config, "dtype" if layout == "paddlemix" else "torch_dtype")
+        key = "dtype" if layout == "paddlemix" else "torch_dtype"
+        values, language = _opengvlab_values(config, key), "llm_config"
+    values[language] |= {"bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad}
     write_json(Path(directory) / "config.json", values)
 
 

@@ -16,7 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from internvl2.checkpoint.companions import has_tokenizer, keep_remote_code, write_companions
+from internvl2.checkpoint.companions import (
+    has_tokenizer,
+    keep_remote_code,
+    token_ids,
+    write_companions,
+)
 from internvl2.checkpoint.config_files import LAYOUTS, Layout, read_config, write_config
 from internvl2.checkpoint.hub import resolve
 from internvl2.checkpoint.layouts import rules
@@ -78,7 +83,7 @@ def convert(
         write_weights(writing, parameter, partial, int(max_shard_bytes))
         if processor is not None:
             write_companions(processor, partial, layout)
-        write_config(config, partial, layout)
+        write_config(config, partial, layout, token_ids(processor) if processor else None)
         if layout == "opengvlab":
             keep_remote_code(directory, partial)
         _verify(writing, parameter, config, partial)

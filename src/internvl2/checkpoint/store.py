@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from internvl2 import device as devices
-from internvl2.checkpoint.companions import write_companions
+from internvl2.checkpoint.companions import token_ids, write_companions
 from internvl2.checkpoint.config_files import Layout, read_config, write_config
 from internvl2.checkpoint.convert import DTYPES, building, dtype_name
 from internvl2.checkpoint.hub import resolve
@@ -83,7 +83,7 @@ def save(
         write_weights(writing, state.__getitem__, partial, max_shard_bytes)
         if processor is not None:
             write_companions(processor, partial, layout)
-        write_config(config, partial, layout)
+        write_config(config, partial, layout, token_ids(processor) if processor else None)
 
 
 def _filled(
