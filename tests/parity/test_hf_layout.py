@@ -1,0 +1,38 @@
+"""What we write in transformers' layout computes the same there; the peer is only an oracle."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import InternVLForConditionalGeneration
+
+from internvl2.checkpoint.convert import convert
+from internvl2.checkpoint.store import load_model
+from internvl2.model.attention import PackedAttention
+from internvl2.model.rotary import Positions
+
+MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", ["A_internlm2", "B_qwen2", "C_phi3", "D_llama3_vit6b", "F_qwen3"])
+def test_transformers_computes_the_same_logits(case, data, tmp_path):
+    convert(data("official", case, "checkpoint"), tmp_path / "hf", "hf")
+    ours = load_model(tmp_path / "hf")
+    theirs, report = InternVLForConditionalGeneration.from_pretrained(
+        tmp_path / "hf", dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(report.values())
+    config = ours.config
+    random = np.random.default_rng(0)
+    words = torch.from_numpy(random.integers(5, 800, 13))
+    pictures = torch.full((config.tokens_per_tile,), config.image_token_id)
+    tokens = torch.cat([words[:4], pictures, words[4:]])
+    shape = (1, config.tile_size, config.tile_size, 3)
+    tiles = torch.from_numpy(random.integers(0, 256, shape, dtype=np.uint8))
+    pixels = ((tiles / 255 - MEAN) / DEVIATION).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        wanted = theirs(input_ids=tokens[None], pixel_values=pixels).logits[0]
+        lengths = [len(tokens)]
+        attend = PackedAttention.of(lengths)
+        found = ours.logits(ours(tokens, Positions.packed(lengths), tiles, attend))
+    assert (wanted - found).abs().max() <= 2e-4
