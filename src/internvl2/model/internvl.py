@@ -47,12 +47,17 @@ class InternVL(nn.Module):
     def encode_tiles(
         self, tiles: UInt8[Tensor, "tiles size size 3"]
     ) -> Float[Tensor, "tiles visual dim"]:
-        """Visual tokens of each tile, in the decoder's space (official `extract_feature`)."""
+        """Visual tokens of each tile, in the decoder's space."""
+        return self.encode_pixels(normalize(tiles, self.vision.patch_embedding.weight.dtype))
+
+    def encode_pixels(
+        self, pixels: Float[Tensor, "tiles 3 size size"]
+    ) -> Float[Tensor, "tiles visual dim"]:
+        """Visual tokens of tiles that are already normalised (official `extract_feature`)."""
         config = self.config
-        pixels = normalize(tiles, self.vision.patch_embedding.weight.dtype)
         used = config.select_layer
         x = self.vision(pixels, used if used >= 0 else config.vision.num_layers + 1 + used)
-        side = tiles.shape[1] // config.vision.patch_size
+        side = pixels.shape[-1] // config.vision.patch_size
         x = rearrange(x[:, 1:], "tiles (h w) c -> tiles h w c", h=side)
         pattern = PIXEL_SHUFFLE[config.ps_version]
         return self.projector(rearrange(x, pattern, a=config.shuffle, b=config.shuffle))
