@@ -72,7 +72,7 @@ def shorten(text: str, length: int = 100) -> str:
     return clean if len(text) <= length else f"{clean[:length]}..."
 
 
-def decode_data_url(url: str, max_bytes: int = RemoteLimits.picture_bytes) -> bytes:
+def decode_data_url(url: str, max_bytes: int = 20_000_000) -> bytes:
     """The bytes inside a `data:` URL."""
     header, comma, body = url.partition(",")
     name = f"{shorten(header, 40)},... ({len(url)} characters)"
