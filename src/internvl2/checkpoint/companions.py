@@ -7,15 +7,8 @@ from typing import Any
 from internvl2.checkpoint.config_files import Layout, TokenIds
 from internvl2.checkpoint.fields import read_json, write_json
 from internvl2.processing.processor import Processor
+from internvl2.processing.tokenizer_writer import save_tokenizer, template_prefix
 
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
 VOCABULARIES = ("tokenizer.model", "tokenizer.json", "vocab.json")
 # Mean and deviation of ImageNet's pixels, as in the official transform.
 MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -28,13 +21,9 @@ def has_tokenizer(directory: Path) -> bool:
 
 def write_companions(processor: Processor, directory: Path, layout: Layout) -> None:
     """Write everything but the weights and config.json, so that the directory is complete."""
-    source = processor.tokenizer.files.directory
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
     template = chat_template(processor, layout)
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
-    write_json(directory / "tokenizer_config.json", _tokenizer_config(processor, layout, template))
+    save_tokenizer(processor.tokenizer, directory, layout, template)
     write_json(directory / "generation_config.json", _generation_config(processor))
     if layout == "hf":
         write_json(directory / "preprocessor_config.json", _hf_pictures(processor))
@@ -84,28 +73,12 @@ def keep_remote_code(source: Path, directory: Path) -> None:
 
 def chat_template(processor: Processor, layout: Layout) -> str:
     """The prompt that we render, as a Jinja template for other programs."""
-    tokenizer = processor.tokenizer
-    bos = tokenizer.files.named.get("bos_token", "") if tokenizer.bos_id is not None else ""
     picture = "<IMG_CONTEXT>" if layout == "hf" else "<image>"
     return processor.template.jinja(
-        system=processor.config.system_message, prefix=bos, picture=picture
+        system=processor.config.system_message,
+        prefix=template_prefix(processor.tokenizer),
+        picture=picture,
     )
-
-
-def _tokenizer_config(processor: Processor, layout: Layout, template: str) -> dict[str, Any]:
-    path = processor.tokenizer.files.directory / "tokenizer_config.json"
-    values = dict(read_json(path).values) if path.is_file() else {}
-    values["chat_template"] = template
-    if layout == "hf":
-        values.pop("auto_map", None)
-        values["processor_class"] = "InternVLProcessor"
-        values["extra_special_tokens"] = {
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-            "video_token": "<video>",
-        }
-    return values
 
 
 def _generation_config(processor: Processor) -> dict[str, Any]:
