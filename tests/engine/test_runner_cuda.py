@@ -37,7 +37,7 @@ def test_a_decode_step_waits_once(make_engine, make_prompt, params):
             engine.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    waits = [w for w in caught if "synchronizing" in str(w.message)]
+    waits = [w for w in caught if "called a synchronizing" in str(w.message)]
     assert len(waits) == 1, [f"{w.filename}:{w.lineno}" for w in waits]
 
 

@@ -104,7 +104,8 @@ def sample(logits: Float[Tensor, "rows vocab"], batch: SamplingBatch) -> Sampled
     if batch.penalties is not None:
         _penalize(scores, batch.penalties)
     if batch.bans is not None:
-        scores[batch.bans[0], batch.bans[1]] = -torch.inf
+        # A tensor made on the device: assigning a number would wait for a copy of it.
+        scores.index_put_((batch.bans[0], batch.bans[1]), scores.new_full((), -torch.inf))
     ids = scores.argmax(dim=-1)
     if batch.randomness is not None:
         rows = batch.randomness.rows
