@@ -1,7 +1,7 @@
 """What the engine keeps for each request beside its sequence, and how outputs become an answer."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from internvl2.engine.answer_text import AnswerText
@@ -91,8 +91,3 @@ class Collector:
             media=self.sequence.prompt.media,
             logprobs=tuple(self.logprobs),
         )
-
-
-def text_of(outputs: Iterable[Output]) -> str:
-    """The text of a stream of outputs."""
-    return "".join(output.text for output in outputs)
