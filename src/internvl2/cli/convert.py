@@ -1,10 +1,15 @@
 """`internvl2 convert`: rewrite a checkpoint in another layout, and check what was written."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
+
+from internvl2.cli.loading import find_directory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -14,10 +19,29 @@ class Convert:
     source: Annotated[Positional[str], arg(metavar="SRC")]
     """Directory of a checkpoint, hub id or short name."""
     target: Annotated[Positional[Path], arg(metavar="DST")]
-    """Directory to make."""
+    """Directory to make; it appears when everything is written and was read back."""
     layout: Literal["opengvlab", "hf", "paddlemix"]
     """opengvlab: as released; hf: for transformers; paddlemix: for PaddleMIX."""
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """Number format to write; the one each tensor is stored in unless given."""
+    revision: Annotated[str | None, arg(metavar="REVISION")] = None
+    """Branch, tag or commit of a checkpoint on the hub."""
+    offline: bool = False
+    """Use only what was downloaded before."""
 
     def run(self) -> int:
         """Nothing on standard output; the exit code says that the copy was verified."""
-        raise ValueError("convert is not wired")
+        from internvl2.checkpoint.convert import convert, require_free
+
+        require_free(self.target)
+        directory = find_directory(self.source, self.revision, offline=self.offline)
+        done = convert(directory, self.target, self.layout, self.dtype)
+        logger.info(
+            "wrote %s (%s -> %s): %d tensors, %.1f MB, read back and equal",
+            done.directory,
+            done.source_layout,
+            done.layout,
+            done.tensors,
+            done.size / 1e6,
+        )
+        return 0

@@ -1,7 +1,9 @@
 """The engine that a command asked for, and how long it took to load."""
 
+import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from internvl2.cli.options import LoadOptions, MediaOptions
@@ -22,17 +24,27 @@ def load_engine(model: str | None, options: LoadOptions, media: MediaOptions) ->
     """Loads a model by name or path."""
     name = require_model(model)
     started = time.perf_counter()
+    directory = find_directory(name, options.revision, offline=options.offline)
     from internvl2.engine.engine import Engine, EngineOptions
     from internvl2.processing.pixels import PictureOptions
 
     engine = Engine.load(
-        name,
+        directory,
         device=options.device,
         dtype=options.dtype,
         options=EngineOptions(max_context=options.max_context),
     )
     engine.processor.pictures = PictureOptions(official=media.official_pictures)
     return LoadedEngine(engine, time.perf_counter() - started)
+
+
+def find_directory(model: str, revision: str | None, *, offline: bool) -> Path:
+    """The directory of a model; downloads what only the hub has."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
+    from internvl2.checkpoint.hub import resolve
+
+    return resolve(model, revision=revision)
 
 
 def require_model(model: str | None) -> str:
