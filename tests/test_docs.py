@@ -1,0 +1,141 @@
+"""The documentation says what is there: commands, examples, the tree of modules, options, links.
+
+Run as a program it writes the tree of modules in the README anew.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "internvl2"
+TREE = re.compile(r"(<!-- tree: .*? -->\n```text\n)(.*?)(```\n)", re.DOTALL)
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def first_line(module: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+    return docstring.split("\n")[0].rstrip(".:")
+
+
+def module_tree() -> str:
+    """One line per module, folders after files, each with the first line of its docstring."""
+    lines = ["src/internvl2/"]
+    folders = sorted(path.parent for path in PACKAGE.rglob("__init__.py"))
+    for folder in folders:
+        indent = "  " * len(folder.relative_to(PACKAGE).parts)
+        if folder != PACKAGE:
+            name = f"{indent}{folder.name}/"
+            lines.append(f"{name:<26} {first_line(folder / '__init__.py')}")
+        for module in sorted(folder.glob("*.py")):
+            if module.name != "__init__.py":
+                name = f"{indent}  {module.name}"
+                lines.append(f"{name:<26} {first_line(module)}")
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def fenced(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, env=environment
+    )
+
+
+def test_the_tree_in_the_readme_is_that_of_the_modules():
+    found = TREE.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert found is not None
+    assert found[2] == module_tree()
+
+
+def test_the_chinese_readme_has_the_same_commands():
+    for language in ("bash", "sh", "python"):
+        assert fenced("README_zh.md", language) == fenced("README.md", language)
+
+
+def test_the_first_screen_of_the_readme_has_the_two_commands():
+    first_screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
+    assert first_screen.count("```bash\n") == 2
+    for command in fenced("README.md", "bash"):
+        assert command in first_screen
+        assert "pip install -q -c constraints.txt -e" in command
+
+
+def test_the_question_of_the_readme_is_answered(capsys: pytest.CaptureFixture[str]):
+    from internvl2.cli import main
+
+    words = fenced("README.md", "bash")[0].split("internvl2 chat")[1].replace("\\\n", " ")
+    arguments = [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|(\S+)', words)]
+    paths = [str(ROOT / a) if a.startswith("tests/") else a for a in arguments]
+    assert main(["chat", *paths]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_python_example_of_the_readme_runs():
+    (example,) = fenced("README.md", "python")
+    assert len(example.splitlines()) <= 12
+    assert run(sys.executable, "-c", example).stdout.strip()
+
+
+def test_the_checks_run_the_commands_of_the_readme():
+    checks = (ROOT / ".ci" / "run").read_text()
+    assert "$(fenced 1)" in checks
+    assert "$(fenced 2)" in checks
+
+
+def test_links_between_pages_lead_somewhere():
+    broken = [
+        f"{page.name}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert broken == []
+
+
+def test_files_that_pages_name_exist():
+    faults = []
+    for page in PAGES:
+        for name in re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", page.read_text(encoding="utf-8")):
+            if not any((base / name).exists() for base in (ROOT, PACKAGE, ROOT / "src")):
+                faults.append(f"{page.name}: {name}")
+    assert faults == []
+
+
+@pytest.mark.parametrize("command", ["chat", "generate", "info", "convert"])
+def test_the_page_of_the_command_line_has_every_option(
+    command: str, capsys: pytest.CaptureFixture[str]
+):
+    from internvl2.cli import main
+
+    assert main([command, "--help"]) == 0
+    options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert {option for option in options if f"`{option}" not in page} == set()
+
+
+@pytest.mark.parametrize("name", ["chat.py", "video.py", "batch.py"])
+def test_examples_are_short_and_run(name: str):
+    example = ROOT / "examples" / name
+    assert len(example.read_text().splitlines()) <= 40
+    assert run(sys.executable, str(example)).stdout.strip()
+
+
+def test_no_page_names_the_place_it_was_written_in():
+    for page in PAGES:
+        assert not re.search(r"/work/|/opt/|/root/", page.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(TREE.sub(rf"\g<1>{module_tree()}\g<3>", text), encoding="utf-8")
