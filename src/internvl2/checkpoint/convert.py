@@ -106,9 +106,8 @@ def building(destination: Path) -> Iterator[Path]:
         partial.chmod(0o755)
         _flush(partial)
         partial.rename(destination)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already where it got its name
     _flush_directory(destination.parent)
 
 
