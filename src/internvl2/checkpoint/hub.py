@@ -1,5 +1,7 @@
 """A model's name becomes a directory: a path, a cached download, or a download."""
 
+import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 from internvl2.family import MEMBERS, find
@@ -50,7 +52,6 @@ def hub_id(name: str) -> str:
 
 def download(repository: str, *, revision: str | None = None) -> Path:
     """The directory with a hub repository's needed files, downloaded unless they are cached."""
-    from httpx import HTTPError
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -61,8 +62,9 @@ def download(repository: str, *, revision: str | None = None) -> Path:
         RevisionNotFoundError,
     )
 
+    unreachable = (OfflineModeIsEnabled, HfHubHTTPError, *_transport_errors())
     try:
-        names = HfApi().list_repo_files(repository, revision=revision)
+        siblings = HfApi().model_info(repository, revision=revision, timeout=30).siblings
     except RevisionNotFoundError:
         raise ValueError(f"{repository} has no revision {revision!r} on the hub") from None
     except RepositoryNotFoundError:
@@ -71,26 +73,38 @@ def download(repository: str, *, revision: str | None = None) -> Path:
         ) from None
     except HFValidationError as error:
         raise ValueError(f"{repository!r} is no hub id: {error}") from None
-    except (OfflineModeIsEnabled, HfHubHTTPError, HTTPError, OSError) as error:
-        return _cached(repository, revision, str(error).splitlines()[0])
-    patterns = _patterns(repository, names)
+    except unreachable as error:
+        return _cached(repository, revision, _first_line(error))
+    patterns = _patterns(repository, [sibling.rfilename for sibling in siblings or []])
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError) as error:
-        reason = str(error).splitlines()[0]
+    except (LocalEntryNotFoundError, *unreachable) as error:
         raise ValueError(
-            f"the download of {repository} broke off ({reason}); run the command again, it resumes"
+            f"the download of {repository} broke off ({_first_line(error)}); "
+            "run the command again: complete files are not fetched twice"
         ) from None
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises where there is no network; it has changed its library twice."""
+    clients = [sys.modules.get(name) for name in ("httpx", "httpx2")]
+    return (OSError, *(client.HTTPError for client in clients if client is not None))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _patterns(repository: str, names: list[str]) -> list[str]:
     """Which files to fetch: one format of weights, and what belongs to it."""
-    from fnmatch import fnmatch
-
     for weights in WEIGHTS:
-        if any(fnmatch(name, pattern) for name in names for pattern in weights):
+        if _any_match(names, weights):
             return [*WANTED, *weights]
     raise ValueError(f"the hub's {repository} holds no weights in a format that is supported")
+
+
+def _any_match(names: list[str], patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for name in names for pattern in patterns)
 
 
 def _cached(repository: str, revision: str | None, reason: str) -> Path:
@@ -98,19 +112,21 @@ def _cached(repository: str, revision: str | None, reason: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    advice = (
-        f"download it where there is a network (`hf download {repository} --local-dir DIR`) "
-        "and give that directory, or set HF_ENDPOINT to a mirror"
+    for weights in WEIGHTS:
+        try:
+            found = snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=[*WANTED, *weights],
+                local_files_only=True,
+            )
+        except LocalEntryNotFoundError:
+            continue
+        names = [path.name for path in Path(found).iterdir()]
+        if "config.json" in names and _any_match(names, weights):
+            return Path(found)
+    raise FileNotFoundError(
+        f"{repository} is not in the cache and the hub cannot be reached ({reason}); download it "
+        f"where there is a network (`hf download {repository} --local-dir DIR`) and give that "
+        "directory, or set HF_ENDPOINT to a mirror"
     )
-    try:
-        found = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise FileNotFoundError(
-            f"{repository} is not in the cache and the hub cannot be reached ({reason}); {advice}"
-        ) from None
-    if not (found / "config.json").is_file():
-        raise FileNotFoundError(
-            f"the cache holds {repository} incompletely and the hub cannot be reached "
-            f"({reason}); {advice}"
-        )
-    return found
