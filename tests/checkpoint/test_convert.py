@@ -191,7 +191,9 @@ def test_memory_holds_one_shard_and_one_tensor_at_most(start, layout, tiny, tmp_
     code = f"""
         import threading, time, sys
         import torch
+        from internvl2.checkpoint.config_files import read_config
         from internvl2.checkpoint.convert import convert
+        from internvl2.checkpoint.source import parameter_shapes
 
         def anonymous():
             with open("/proc/self/status") as file:
@@ -204,6 +206,7 @@ def test_memory_holds_one_shard_and_one_tensor_at_most(start, layout, tiny, tmp_
                 time.sleep(0.001)
 
         torch.set_num_threads(1)
+        parameter_shapes(read_config({str(tmp_path / "source")!r}))  # torch imports what it needs
         before = anonymous()
         thread = threading.Thread(target=watch)
         thread.start()

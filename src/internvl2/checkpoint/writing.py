@@ -75,9 +75,9 @@ class Writing:
     def tensors(self, parameter: Callable[[str], Tensor]) -> Iterator[Tensor]:
         """The tensors of the plan, made from our parameters."""
         for rule in self.rules:
-            dtype = self.dtype(rule)
-            for tensor in rule.write([parameter(name) for name in rule.ours]):
-                yield tensor.to("cpu", dtype).contiguous()
+            written = rule.write([parameter(name) for name in rule.ours])
+            while written:
+                yield written.pop(0).to("cpu", self.dtype(rule)).contiguous()
 
 
 def write_weights(
