@@ -67,7 +67,7 @@ def _parse(arguments: Sequence[str]) -> Command | int:
 
 def _without_frame(complaint: str) -> str:
     """tyro's framed message as one line."""
-    return " ".join(re.sub(r"[\u2500-\u257f]+|\x1b\[[0-9;]*m", " ", complaint).split())
+    return " ".join(re.sub(r"[\u2500-\u257f]+|-{4,}|\x1b\[[0-9;]*m", " ", complaint).split())
 
 
 def _discard_standard_output() -> None:

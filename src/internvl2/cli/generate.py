@@ -44,11 +44,10 @@ class Generate:
 
     def run(self) -> int:
         """0 when every request has its answer, 1 when some were skipped."""
-        from internvl2.cli.request_file import count_lines, read_done, read_requests, repair
+        from internvl2.cli.request_file import count_lines, read_requests, resume
 
         self._check()
-        repair(self.target)
-        done = read_done(self.target)
+        done = resume(self.target)
         loaded = load_engine(self.model, self.load, self.media)
         with (
             loaded.engine as engine,

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from internvl2.processing.conversation import Video
     from internvl2.processing.processor import EncodeOptions
 
+MOST_TILES, MOST_FRAMES = 128, 1024
+"""More than any context of the family holds."""
+
 ModelName = Annotated[str | None, arg(aliases=("-m", "--model-name-or-path"), metavar="NAME|PATH")]
 """`--model`, in PaddleMIX's spelling too."""
 
@@ -36,7 +39,7 @@ class LoadOptions:
 
     def check(self) -> None:
         """Refuses a context without room."""
-        require_at_least("--max-context", self.max_context, 1)
+        require_within("--max-context", self.max_context, 1)
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class MediaOptions:
 
     def check(self) -> None:
         """Refuses values that no picture or video can meet."""
-        require_at_least("--max-tiles", self.max_tiles, 1)
-        require_at_least("--frames", self.frames, 1)
+        require_within("--max-tiles", self.max_tiles, 1, MOST_TILES)
+        require_within("--frames", self.frames, 1, MOST_FRAMES)
         for name, second in (("--start", self.start), ("--end", self.end)):
             if second is not None and not (math.isfinite(second) and second >= 0):
                 raise ValueError(f"{name} is {second}; it must be a second from 0 on")
@@ -130,7 +133,9 @@ class SamplingOptions:
         )
 
 
-def require_at_least(name: str, value: int | None, minimum: int) -> None:
-    """Refuses a number below `minimum`; None is not given."""
-    if value is not None and value < minimum:
-        raise ValueError(f"{name} is {value}; it must be at least {minimum}")
+def require_within(name: str, value: int | None, lowest: int, highest: int | None = None) -> None:
+    """Refuses a number outside the bounds; None is a number that was not given."""
+    if value is not None and value < lowest:
+        raise ValueError(f"{name} is {value}; it must be at least {lowest}")
+    if value is not None and highest is not None and value > highest:
+        raise ValueError(f"{name} is {value}; it can be at most {highest}")

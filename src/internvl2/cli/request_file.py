@@ -60,36 +60,28 @@ def count_lines(path: Path) -> int:
         return sum(1 for line in file if line.strip())
 
 
-def read_done(path: Path) -> set[str]:
-    """The keys of the requests that a file answers; another kind of file is an error."""
+def resume(path: Path) -> set[str]:
+    """The keys of the requests that a file answers, ready to be appended to.
+
+    What an interrupted run left of its last line is taken off; another kind of file is an error and
+    stays as it is.
+    """
     if not path.exists():
         return set()
-    with path.open("rb") as file:
-        return {_done_key(path, number, line) for number, line in enumerate(file, 1)}
-
-
-def repair(path: Path) -> None:
-    """Takes off what an interrupted run left of its last line; complete lines stay as they are."""
-    if not path.exists():
-        return
+    done: set[str] = set()
     complete = 0
-    with path.open("rb") as file:
+    with path.open("rb+") as file:
         for number, line in enumerate(file, 1):
-            if line.endswith(b"\n"):
-                complete += len(line)
-            elif _is_answer(line):
-                _append_newline(path)
-                return
-            elif number == 1 and not line.startswith(b"{"):
-                raise ValueError(f"{path} holds something else than answers; name another file")
-    if complete < path.stat().st_size:
-        with path.open("rb+") as file:
-            file.truncate(complete)
-
-
-def _append_newline(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"\n")
+            if not line.endswith(b"\n") and not _is_answer(line):
+                if number == 1 and not line.startswith(b'{"'):
+                    raise ValueError(f"{path} holds something else than answers; name another file")
+                file.truncate(complete)
+                return done
+            done.add(_done_key(path, number, line))
+            complete += len(line)
+            if not line.endswith(b"\n"):
+                file.write(b"\n")
+    return done
 
 
 def _is_answer(line: bytes) -> bool:
