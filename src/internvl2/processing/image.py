@@ -29,6 +29,8 @@ __all__ = [
     "pad_to_square",
 ]
 
+MOST_TILES = 128
+"""Beyond any context of the family, and the search for grids takes the third power of it."""
 IMAGENET_MEAN_COLOUR = (123, 116, 103)
 """int(255 * mean) of the ImageNet means that pixels are normalised with."""
 
@@ -54,6 +56,8 @@ def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[Grid, ...]:
     """
     if not 1 <= min_tiles <= max_tiles:
         raise ValueError(f"tiles from {min_tiles} to {max_tiles}; need 1 <= smallest <= largest")
+    if max_tiles > MOST_TILES:
+        raise ValueError(f"max_tiles is {max_tiles}; it can be at most {MOST_TILES}")
     grids: set[Grid] = set()
     for longest in range(min_tiles, max_tiles + 1):
         for columns in range(1, longest + 1):

@@ -126,7 +126,10 @@ def _added_tokens(
         for entry in read_json_object(path).get("added_tokens") or []:
             _collect(found, path, entry.get("id"), entry)
     path = directory / "tokenizer_config.json"
-    for number, entry in (config.get("added_tokens_decoder") or {}).items():
+    decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise ValueError(f"{path}: added_tokens_decoder is {decoder!r}; it must be an object")
+    for number, entry in decoder.items():
         _collect(found, path, number, entry)
     path = directory / "added_tokens.json"
     for content, number in read_json_object(path, optional=True).items():
