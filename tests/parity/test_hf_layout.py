@@ -36,3 +36,16 @@ def test_transformers_computes_the_same_logits(case, data, tmp_path):
         attend = PackedAttention.of(lengths)
         found = ours.logits(ours(tokens, Positions.packed(lengths), tiles, attend))
     assert (wanted - found).abs().max() <= 2e-4
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", ["A_internlm2", "B_qwen2", "C_phi3", "D_llama3_vit6b", "F_qwen3"])
+def test_what_transformers_saves_loads_here(case, data, tmp_path):
+    convert(data("official", case, "checkpoint"), tmp_path / "hf", "hf")
+    theirs = InternVLForConditionalGeneration.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    theirs.save_pretrained(tmp_path / "saved", max_shard_size="500KB")
+    wanted, found = load_model(tmp_path / "hf"), load_model(tmp_path / "saved")
+    assert found.config.decoder.rotary == wanted.config.decoder.rotary
+    assert found.config == wanted.config
+    for name, tensor in wanted.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
