@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from transformers import InternVLForConditionalGeneration
+from PIL import Image
+from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
+from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.convert import convert
 from internvl2.checkpoint.store import load_model
 from internvl2.model.attention import PackedAttention
 from internvl2.model.rotary import Positions
+from internvl2.processing.conversation import Message, Picture, Text
+from internvl2.processing.processor import Processor
 
 MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
@@ -49,3 +53,26 @@ def test_what_transformers_saves_loads_here(case, data, tmp_path):
     assert found.config == wanted.config
     for name, tensor in wanted.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor), name
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", ["A_internlm2", "B_qwen2", "C_phi3", "F_qwen3"])
+def test_written_processor_files_give_our_tiles_and_tokens(case, data, tmp_path):
+    module = "transformers.models.got_ocr2.image_processing_pil_got_ocr2"
+    peer = pytest.importorskip(module).GotOcr2ImageProcessorPil
+    convert(data("official", case, "checkpoint"), tmp_path / "hf", "hf")
+    picture = data("official", "preprocessing", "pictures", "wide_900x448.jpg")
+    processor = Processor.from_directory(tmp_path / "hf", read_config(tmp_path / "hf"))
+    ours = processor.encode([Message("user", (Picture(picture), Text("what?")))])
+    image = Image.open(picture).convert("RGB")
+    theirs = peer.from_pretrained(tmp_path / "hf")(images=[image], return_tensors="pt")
+    pixels = ((torch.from_numpy(ours.tiles) / 255 - MEAN) / DEVIATION).permute(0, 3, 1, 2)
+    assert (theirs["pixel_values"] - pixels).abs().max() <= 1e-6
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    parts = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
+    )
+    run = "<IMG_CONTEXT>" * (len(ours.tiles) * processor.config.tokens_per_tile)
+    text = text.replace("<IMG_CONTEXT>", f"{tokenizer.start_image_token}{run}</img>")
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == ours.token_ids
