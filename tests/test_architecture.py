@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,8 @@ FACTS = {"config", "family", "device", "console"}
 SCHEDULING = {"engine.sequence", "engine.kv_cache", "engine.scheduler"}
 BROAD_EXCEPT_ALLOWED = {"engine.engine", "engine.worker", "engine.async_engine"}
 """The thread behind asynchronous use must report whatever stops it."""
+
+MODULE_OF = {"pillow": "PIL"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)
@@ -215,6 +218,14 @@ def test_transformers_is_never_imported():
         if any(name.split(".")[0] in ("transformers", "peft") for name in imported_modules(tree))
     ]
     assert faults == []
+
+
+def test_dependencies_are_those_that_are_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = (re.split(r"[^\w-]", item)[0] for item in project["dependencies"])
+    declared = {MODULE_OF.get(name, name.replace("-", "_")) for name in names}
+    imported = {name.split(".")[0] for tree in TREES.values() for name in imported_modules(tree)}
+    assert imported - sys.stdlib_module_names - {"internvl2"} == declared
 
 
 def test_no_module_is_called_utils():

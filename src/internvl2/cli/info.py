@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 if TYPE_CHECKING:
     from internvl2.config import InternVLConfig
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 BF16_BYTES = 2
 PICTURE_TILES = 13
 """Twelve tiles and their thumbnail, the largest picture by default."""
@@ -74,9 +74,9 @@ class About:
                 f"  visual tokens   {self.tokens_per_tile} per tile",
                 f"  context         {self.max_context:,} tokens",
                 f"  parameters      {counts}",
-                f"  memory (bf16)   weights {memory.weights / GIB:.2f} GiB, cache "
-                f"{memory.cache_per_1000_tokens / GIB:.3f} GiB per 1000 tokens, vision peak "
-                f"{memory.vision_peak / GIB:.2f} GiB for {PICTURE_TILES} tiles",
+                f"  memory (bf16)   weights {_size(memory.weights)}, cache "
+                f"{_size(memory.cache_per_1000_tokens)} per 1000 tokens, vision peak "
+                f"{_size(memory.vision_peak)} for {PICTURE_TILES} tiles",
                 f"  template        {self.template}",
                 f"  system message  {self.system_message!r}",
                 f"  special tokens  {tokens}",
@@ -149,6 +149,10 @@ def _ids_from_files(directory: Path, config: "InternVLConfig") -> dict[str, int 
 
     tokenizer = Tokenizer.from_directory(directory)
     return {text: tokenizer.id_of(text) for text in _special_tokens(config)}
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"
 
 
 def _plain(fields: dict[str, object]) -> dict[str, object]:

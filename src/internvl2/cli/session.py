@@ -27,7 +27,7 @@ HELP = """\
 /system TEXT      set the instructions before the conversation; without TEXT, the model's own
 /retry            answer the last question again
 /clear            forget the conversation
-/save FILE        write the conversation as one JSON line, which `internvl2 generate` reads
+/save FILE        write the conversation as JSON, messages in the style of the OpenAI API
 /help             this list
 /quit             end; Ctrl-D does so too. Ctrl-C stops an answer."""
 
