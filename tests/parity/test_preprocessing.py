@@ -91,7 +91,8 @@ def test_padding_uses_the_mean_colour_of_the_normalisation(expected, data):
 def test_every_recorded_frame_index_is_sampled(expected):
     for case in expected["video_get_index"]:
         last, count = case["num_frames"] - 1, case["num_segments"]
-        indices = sample_indices(case["bound"], case["fps"], last, count)
+        bound = case["bound"] and (float(case["bound"][0]), float(case["bound"][1]))
+        indices = sample_indices(bound, float(case["fps"]), last, count)
         assert indices == case["indices"], case
 
 

@@ -73,9 +73,14 @@ class Canary(BaseHTTPRequestHandler):
             return
 
 
+class CanaryServer(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """Clients hang up on purpose here; the default prints a traceback."""
+
+
 @pytest.fixture
 def canary():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Canary)
+    server = CanaryServer(("127.0.0.1", 0), Canary)
     server.daemon_threads = True
     server.hits, server.away = [], "/ok"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))

@@ -73,7 +73,7 @@ def fault(source, count=8, **options):
 def test_frames_are_exact_for_every_group_length(gop):
     content = encode(gop=gop)
     for count in (1, 3, 8, 60):
-        assert numbers(content, count) == sample_indices(None, 10, 59, count)
+        assert numbers(content, count) == sample_indices(None, 10.0, 59, count)
 
 
 @pytest.mark.parametrize(
@@ -112,30 +112,30 @@ def test_shrunk_frames_are_pillows_bicubic_of_whole_frames(clip):
 def test_variable_frame_rate_counts_frames_and_keeps_their_times():
     times = [index * 2 if index < 30 else 60 + (index - 30) * 7 for index in range(60)]
     content = encode(times=times)
-    assert numbers(content, 6) == sample_indices(None, 10, 59, 6)
+    assert numbers(content, 6) == sample_indices(None, 10.0, 59, 6)
     frames = read_frames(content, 6)
     assert frames.timestamps == pytest.approx([times[index] / 10 for index in frames.indices])
 
 
 def test_bounds_are_in_seconds(clip):
-    assert numbers(clip, 4, start=1.0, end=2.5) == sample_indices((1.0, 2.5), 10, 59, 4)
+    assert numbers(clip, 4, start=1.0, end=2.5) == sample_indices((1.0, 2.5), 10.0, 59, 4)
     assert min(numbers(clip, 4, start=3.0)) >= 30
     assert max(numbers(clip, 4, end=3.0)) <= 30
 
 
 def test_an_end_behind_the_video_is_its_end(clip):
-    assert numbers(clip, 4, start=1, end=500) == sample_indices((1.0, 5.9), 10, 59, 4)
+    assert numbers(clip, 4, start=1.0, end=500.0) == sample_indices((1.0, 5.9), 10.0, 59, 4)
 
 
 def test_a_video_shorter_than_the_count_repeats_frames():
     frames = read_frames(encode(frames=3), 8)
-    assert list(frames.indices) == sample_indices(None, 10, 2, 8)
+    assert list(frames.indices) == sample_indices(None, 10.0, 2, 8)
     assert len({id(image) for image in frames.images}) == len(set(frames.indices))
 
 
 def test_a_plan_decodes_only_from_the_keyframe_to_the_last_wanted_frame():
     hour = [Packet(pts, pts, pts % 250 == 0) for pts in range(30 * 3600)]
-    wanted = sample_indices(None, 30, len(hour) - 1, 8)
+    wanted = sample_indices(None, 30.0, len(hour) - 1, 8)
     runs = plan(hour, wanted)
     assert [sorted(run.wanted) for run in runs] == [[index] for index in wanted]
     assert all(hour[run.start].is_keyframe for run in runs)
@@ -172,8 +172,8 @@ def test_an_animation_is_a_video(form):
     options = {"lossless": True} if form == "WEBP" else {}
     frames[0].save(buffer, form, save_all=True, append_images=frames[1:], duration=200, **options)
     content = buffer.getvalue()
-    assert numbers(content, 5) == sample_indices(None, 5, 19, 5)
-    assert numbers(content, 3, start=1, end=2) == sample_indices((1, 2), 5, 19, 3)
+    assert numbers(content, 5) == sample_indices(None, 5.0, 19, 5)
+    assert numbers(content, 3, start=1.0, end=2.0) == sample_indices((1.0, 2.0), 5.0, 19, 3)
     assert read_frames(content, 5).timestamps[1] == pytest.approx(0.2 * numbers(content, 5)[1])
 
 
@@ -182,7 +182,7 @@ def test_a_folder_is_a_video_in_natural_order(tmp_path):
         Image.fromarray(numbered(index, (160, 16))).save(tmp_path / f"frame_{index}.png")
     (tmp_path / "notes.txt").write_text("no picture")
     assert numbers(tmp_path, 6) == [0, 2, 4, 6, 7, 9]
-    assert numbers(str(tmp_path), 4) == sample_indices(None, 1, 11, 4)
+    assert numbers(str(tmp_path), 4) == sample_indices(None, 1.0, 11, 4)
 
 
 def test_decoded_frames_are_a_video():
@@ -206,10 +206,10 @@ def test_arrays_that_are_not_frames_are_refused():
 @pytest.mark.parametrize(
     ("bounds", "what"),
     [
-        ({"start": 3, "end": 2}, "start 3 s is not before its end 2 s"),
-        ({"start": 2, "end": 2}, "is not before"),
-        ({"start": -1}, "must be 0 or more"),
-        ({"end": 0}, "must be above 0"),
+        ({"start": 3.0, "end": 2.0}, "start 3 s is not before its end 2 s"),
+        ({"start": 2.0, "end": 2.0}, "is not before"),
+        ({"start": -1.0}, "must be 0 or more"),
+        ({"end": 0.0}, "must be above 0"),
         ({"start": float("nan")}, "must be 0 or more"),
         ({"start": 6.5}, "lasts 6.00 s; a start of 6.5 s is outside it"),
     ],
@@ -224,7 +224,7 @@ def test_no_frames_at_all_cannot_be_asked_for(clip):
 
 def test_bounds_mean_nothing_in_a_folder(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    assert "has no times" in fault(tmp_path, start=1)
+    assert "has no times" in fault(tmp_path, start=1.0)
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
@@ -270,7 +270,7 @@ def test_a_truncated_file_is_an_error(clip, share):
 def test_a_file_cut_off_behind_its_index_is_an_error(tmp_path):
     path = tmp_path / "clip.mp4"
     content = encode(movflags="faststart")
-    assert numbers(content, 4) == sample_indices(None, 10, 59, 4)
+    assert numbers(content, 4) == sample_indices(None, 10.0, 59, 4)
     path.write_bytes(content[:-500])
     assert "is truncated" in fault(path)
 
