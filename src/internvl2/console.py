@@ -1,7 +1,7 @@
 """What a person watching the terminal sees beside the answer: log lines and progress, on stderr.
 
-Modules log through `logging.getLogger(__name__)` and never print; the command line alone decides where
-lines go. Progress bars appear on terminals only, so that a log file stays readable.
+Modules log through `logging.getLogger(__name__)` and never print; the command line alone decides
+where lines go. Progress bars appear on terminals only, so that a log file stays readable.
 """
 
 import logging

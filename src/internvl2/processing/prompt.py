@@ -1,4 +1,4 @@
-"""What a conversation becomes: token ids, tiles, and which tokens the model should learn to write."""
+"""What a conversation becomes: token ids, tiles, and which tokens the model should learn."""
 
 from dataclasses import dataclass
 
@@ -47,4 +47,5 @@ class Prompt:
 
     @property
     def num_image_tokens(self) -> int:
+        """Visual tokens among the prompt's tokens."""
         return sum(span.stop - span.start for span in self.media)
