@@ -89,13 +89,17 @@ def cut(
     """Tiles in reading order, then the thumbnail where there is more than one tile."""
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     filled_size = (grid.columns * tile_size, grid.rows * tile_size)
-    if grid.tiles == 1 or not thumbnail:
-        return _split(_resize(rgb, filled_size), grid)
+    has_thumbnail = thumbnail and grid.tiles > 1
+    tiles = np.empty((grid.tiles + has_thumbnail, tile_size, tile_size, 3), np.uint8)
+    if not has_thumbnail:
+        _fill(tiles, _resize(rgb, filled_size), grid)
+        return tiles
     rgb.load()  # once, before two threads read it; the resizes themselves release the GIL
     with ThreadPoolExecutor(max_workers=1) as pool:
         small = pool.submit(_resize, rgb, (tile_size, tile_size))
-        filled = _split(_resize(rgb, filled_size), grid)
-        return np.concatenate([filled, small.result()[None]])
+        _fill(tiles[:-1], _resize(rgb, filled_size), grid)
+        tiles[-1] = small.result()
+    return tiles
 
 
 def pad_to_square(
@@ -112,13 +116,15 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "hei
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
 
 
-def _split(
-    pixels: UInt8[np.ndarray, "height width 3"], grid: Grid
-) -> UInt8[np.ndarray, "tiles size size 3"]:
-    tiles = rearrange(
+def _fill(
+    tiles: UInt8[np.ndarray, "tiles size size 3"],
+    pixels: UInt8[np.ndarray, "height width 3"],
+    grid: Grid,
+) -> None:
+    """Copy a filled grid into its tiles, in reading order."""
+    tiles[:] = rearrange(
         pixels,
         "(rows y) (columns x) rgb -> (rows columns) y x rgb",
         columns=grid.columns,
         rows=grid.rows,
     )
-    return np.ascontiguousarray(tiles)
