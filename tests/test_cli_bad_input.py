@@ -149,6 +149,24 @@ def test_damaged_weights_and_vocabularies_are_named(
     assert str(model) in complaint("chat", "--model", model, "--max-tokens", 2, "Hi")
 
 
+def test_a_device_without_memory_is_one_line_but_a_fault_of_ours_is_not_hidden(
+    chat_complaint: Complaint, monkeypatch: pytest.MonkeyPatch
+):
+    from internvl2.engine.engine import Engine
+
+    def fail(text: str) -> Callable[..., None]:
+        def load(*_: object, **__: object) -> None:
+            raise RuntimeError(text)
+
+        return load
+
+    monkeypatch.setattr(Engine, "load", fail("CUDA out of memory.\nTried to allocate 9 GiB"))
+    assert "Tried to allocate" in chat_complaint()
+    monkeypatch.setattr(Engine, "load", fail("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        chat_complaint()
+
+
 def test_convert_overwrites_nothing(complaint: Complaint, tmp_path: Path):
     assert "not empty" in complaint("convert", MODEL, MODEL, "--layout", "hf")
     (tmp_path / "file").write_text("mine")

@@ -38,8 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard_standard_output()
         return BROKEN_PIPE
     except (ValueError, OSError, MemoryError) as error:
-        print(f"internvl2: error: {console.one_line(error)}", file=sys.stderr)
-        return BAD_INPUT
+        return _complain(error)
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():  # what torch says of every device
+            raise
+        return _complain(error)
 
 
 def _parse(arguments: Sequence[str]) -> Command | int:
@@ -63,6 +66,11 @@ def _parse(arguments: Sequence[str]) -> Command | int:
         if complaint.getvalue():
             print(f"internvl2: error: {_without_frame(complaint.getvalue())}", file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else BAD_INPUT
+
+
+def _complain(error: Exception) -> int:
+    print(f"internvl2: error: {console.one_line(error)}", file=sys.stderr)
+    return BAD_INPUT
 
 
 def _without_frame(complaint: str) -> str:
