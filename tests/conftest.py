@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -13,8 +14,20 @@ import torch
 # The tests' models are tiny: threads would cost more than they bring.
 torch.set_num_threads(1)
 
+NEEDS = {"tyro": ["test_cli*.py"], "av": ["*/test_video.py", "*/test_preprocessing.py"]}
+"""Tests that a machine with PyTorch alone, such as one with a GPU, cannot import."""
+collect_ignore_glob = [
+    pattern for package, tests in NEEDS.items() if find_spec(package) is None for pattern in tests
+]
+
 CORE = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_report_header() -> str | None:
+    """Says what is left out, and why."""
+    missing = [package for package in NEEDS if find_spec(package) is None]
+    return f"left out, without {missing}: {collect_ignore_glob}" if missing else None
 
 
 def recorded(*parts: str) -> Path:
