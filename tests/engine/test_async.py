@@ -48,9 +48,12 @@ def wait_until(condition, seconds: float = 5.0) -> None:
         time.sleep(0.01)
 
 
-def test_cancelling_frees_the_blocks(make_engine, make_prompt):
+def test_cancelling_frees_the_blocks(make_engine, make_prompt, monkeypatch):
     engine = make_engine()
     pool = engine.scheduler.cache.pool
+    run = engine.runner.run
+    # Slow steps, so that the answer is not complete before anybody has looked.
+    monkeypatch.setattr(engine.runner, "run", lambda step: (time.sleep(0.005), run(step))[1])
 
     async def ask_and_cancel():
         task = asyncio.create_task(tokens_of(engine, make_prompt([1] * 50), ENDLESS))
