@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 import torch
 
 # The tests' models are tiny: threads would cost more than they bring.
@@ -19,6 +20,9 @@ NEEDS = {"tyro": ["test_cli*.py"], "av": ["*/test_video.py", "*/test_preprocessi
 collect_ignore_glob = [
     pattern for package, tests in NEEDS.items() if find_spec(package) is None for pattern in tests
 ]
+
+settings.register_profile("patient", deadline=None)  # a busy machine is not a fault
+settings.load_profile("patient")
 
 CORE = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared"
