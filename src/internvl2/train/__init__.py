@@ -1,0 +1,1 @@
+"""Fine-tuning and training from nothing: recipes, data, packing, loss, optimizer, checkpoints."""

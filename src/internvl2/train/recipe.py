@@ -1,0 +1,313 @@
+"""What a training run is: the dataclass tree that a TOML file fills, read strictly."""
+
+import difflib
+import json
+import math
+import tomllib
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from internvl2.config import DTypeName
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """A data set of the mixture."""
+
+    path: str
+    """A file of samples, or an official meta.json that names several sets."""
+    root: str | None = None
+    """Folder that relative picture paths start from; the file's own folder unless given."""
+    repeat: float = 1.0
+    """How often an epoch sees the set; below 1, the first such share of it."""
+    max_tiles: int | None = None
+    """Most tiles per picture in this set; the recipe's `max_tiles` unless given."""
+
+    def __post_init__(self) -> None:
+        _require(self.repeat > 0, "data.repeat", self.repeat, "above 0")
+        _require_from(1, "data.max_tiles", self.max_tiles)
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Which parts keep their weights."""
+
+    vision: bool = True
+    """The vision tower."""
+    projector: bool = False
+    """What joins the vision tower to the decoder."""
+    decoder: bool = False
+    """Embedding and layers of the language model."""
+    head: bool = False
+    """The last linear map of the language model."""
+    vision_last: int = 0
+    """So many last layers of a frozen vision tower are trained all the same."""
+
+    def __post_init__(self) -> None:
+        _require_from(0, "freeze.vision_last", self.vision_last)
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """How gradients change weights."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonalised momentum for the layers' matrices, AdamW for everything else."""
+    learning_rate: float = 4e-5
+    """The highest rate of the schedule."""
+    weight_decay: float = 0.01
+    """Pull towards 0; norms, biases and position embeddings have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """How slowly the averages of the gradient and of its square forget."""
+    eps: float = 1e-8
+    """Added to the root of the squares' average."""
+    moments: Literal["fp32", "8bit"] = "fp32"
+    """Format of AdamW's averages; 8bit takes a quarter of the memory."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    vision_rate: float = 1.0
+    """Factor on the learning rate of the vision tower."""
+    projector_rate: float = 1.0
+    """Factor on the learning rate of the projector."""
+    decoder_rate: float = 1.0
+    """Factor on the learning rate of the decoder."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate per vision layer, counted down from the last one."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "eps", "max_grad_norm", "layer_decay"):
+            _require(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "above 0")
+        for name in ("weight_decay", "vision_rate", "projector_rate", "decoder_rate"):
+            _require_from(0, f"optimizer.{name}", getattr(self, name))
+        _require(len(self.betas) == 2, "optimizer.betas", self.betas, "two numbers")
+        for beta in self.betas:
+            _require(0 <= beta < 1, "optimizer.betas", self.betas, "from 0 to below 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long a run is, and how its learning rate goes."""
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the way from the highest rate to 0 (constant: it stays)."""
+    warmup_ratio: float = 0.03
+    """Share of the steps in which the rate rises from 0."""
+    epochs: float = 1.0
+    """Passes through the data."""
+    max_steps: int | None = None
+    """So many steps instead, whatever the passes."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.warmup_ratio < 1, "schedule.warmup_ratio", self.warmup_ratio, "from 0 to 1"
+        )
+        _require(self.epochs > 0, "schedule.epochs", self.epochs, "above 0")
+        _require_from(1, "schedule.max_steps", self.max_steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How samples fill the fixed-length streams that the model sees."""
+
+    tokens: int = 8192
+    """Length of a pack; a longer sample is an error."""
+    tiles: int = 30
+    """Most tiles in a pack."""
+    window: int = 64
+    """How many samples are looked at to fill a pack."""
+    loss_weighting: Literal["token", "sample", "square"] = "token"
+    """What a sample of n learned tokens counts: n, 1, or the square root of n."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "tiles", "window"):
+            _require_from(1, f"packing.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What is measured while training, on data that is not trained on."""
+
+    data: tuple[DataSource, ...] = ()
+    """Sets whose loss is measured."""
+    every: int = 200
+    """Steps between two measurements; one more at the end."""
+
+    def __post_init__(self) -> None:
+        _require_from(1, "validation.every", self.every)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A whole training run."""
+
+    model: str
+    """Directory of a checkpoint, hub id or short name."""
+    output: str = "runs/train"
+    """Folder of the run: metrics, checkpoints, and in the end the trained model."""
+    data: tuple[DataSource, ...] = ()
+    """The mixture to train on."""
+    freeze: Freeze = field(default_factory=Freeze)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    packing: Packing = field(default_factory=Packing)
+    validation: Validation = field(default_factory=Validation)
+    packs_per_step: int = 32
+    """Packs between two changes of the weights, over all processes together."""
+    max_tiles: int = 6
+    """Most tiles that a picture is cut into, the thumbnail not counted."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last vision layer."""
+    from_scratch: bool = False
+    """Random weights in the model's shape instead of the checkpoint's."""
+    recompute: float = 1.0
+    """Share of the layers whose activations are computed again in the backward pass."""
+    compile: bool = False
+    """Compile each layer; pays in long runs."""
+    dtype: DTypeName | None = None
+    """Number format of weights and arithmetic; the checkpoint's where the device is good at it."""
+    device: str | None = None
+    """cpu, cuda, npu or mps; the best one there is unless given."""
+    seed: int = 0
+    """Decides order, packs, random weights and stochastic depth."""
+    deterministic: bool = False
+    """Only kernels that give the same bits each time."""
+    workers: int = 2
+    """Processes that decode and encode samples; 0 does it between the steps."""
+    skip_bad_samples: int = 0
+    """So many unreadable samples are left out and written down before the run stops."""
+    save_every: int = 200
+    """Steps between two checkpoints; one more at the end."""
+    keep: int = 2
+    """How many of the last checkpoints stay."""
+    layout: Literal["opengvlab", "hf", "paddlemix"] = "opengvlab"
+    """Layout of the trained model."""
+
+    def __post_init__(self) -> None:
+        for name in ("packs_per_step", "max_tiles", "save_every", "keep"):
+            _require_from(1, name, getattr(self, name))
+        for name in ("workers", "skip_bad_samples"):
+            _require_from(0, name, getattr(self, name))
+        _require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "from 0 to below 1")
+        _require(0 <= self.recompute <= 1, "recompute", self.recompute, "from 0 to 1")
+
+    @classmethod
+    def read(cls, name: str | Path) -> "Recipe":
+        """The recipe in a file, or the package's own of that name."""
+        path = _find(str(name))
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+        return _fill(cls, table, str(path), "")
+
+    def write(self, path: Path) -> None:
+        """Every value of the recipe as a TOML file that `read` gives back."""
+        path.write_text("\n".join(_lines(self, "")) + "\n", encoding="utf-8")
+
+
+def names() -> list[str]:
+    """The package's own recipes."""
+    folder = files("internvl2").joinpath("recipes")
+    return sorted(
+        file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml")
+    )
+
+
+def _find(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise FileNotFoundError(f"there is no recipe file {name}")
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"unknown recipe {name!r};{hint} known: {', '.join(known)}, or the path of a TOML file"
+        )
+    return Path(str(files("internvl2").joinpath("recipes", f"{name}.toml")))
+
+
+def _fill(kind: type, table: dict[str, Any], where: str, prefix: str) -> Any:
+    """A dataclass from a TOML table; every key must be one of its fields."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in fields(kind)}
+    values = {}
+    for key, value in table.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(sorted(known))}"
+            raise ValueError(f"unknown key `{prefix}{key}` in {where}{hint}")
+        values[key] = _convert(hints[key], value, where, f"{prefix}{key}")
+    try:
+        return kind(**values)
+    except TypeError:
+        missing = [name for name in ("model", "path") if name in known and name not in values]
+        raise ValueError(f"{where}: `{prefix}{missing[0]}` is missing") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _convert(wanted: Any, value: Any, where: str, key: str) -> Any:
+    """A TOML value in the type of its field, or an error that names the key."""
+    origin, choices = typing.get_origin(wanted), typing.get_args(wanted)
+    if type(None) in choices:
+        (wanted,) = (choice for choice in choices if choice is not type(None))
+        origin, choices = typing.get_origin(wanted), typing.get_args(wanted)
+    if is_dataclass(wanted) and isinstance(wanted, type) and isinstance(value, dict):
+        return _fill(wanted, value, where, f"{key}.")
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(choices[0], item, where, key) for item in value)
+    if origin is Literal and value in choices:
+        return value
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is None and not is_dataclass(wanted) and type(value) is wanted:
+        return value
+    raise ValueError(f"{where}: `{key}` is {value!r}; it must be {_described(wanted)}")
+
+
+def _described(wanted: Any) -> str:
+    if typing.get_origin(wanted) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(wanted)))
+    if is_dataclass(wanted):
+        return "a table"
+    plain = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    return plain.get(wanted, "a list")
+
+
+def _lines(record: Any, prefix: str) -> list[str]:
+    """TOML: plain values first, then tables, as the format wants it."""
+    values, tables = [], []
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if is_dataclass(value):
+            tables += ["", f"[{prefix}{f.name}]", *_lines(value, f"{prefix}{f.name}.")]
+        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+            for item in value:
+                tables += ["", f"[[{prefix}{f.name}]]", *_lines(item, f"{prefix}{f.name}.")]
+        elif value is not None:
+            values.append(f"{f.name} = {_toml(value)}")
+    return values + tables
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no value for a recipe")
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def _require(holds: bool, name: str, value: object, bounds: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value}; it must be {bounds}")
+
+
+def _require_from(lowest: int, name: str, value: float | None) -> None:
+    if value is not None and value < lowest:
+        raise ValueError(f"{name} is {value}; it must be at least {lowest}")
