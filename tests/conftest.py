@@ -15,7 +15,11 @@ import torch
 # The tests' models are tiny: threads would cost more than they bring.
 torch.set_num_threads(1)
 
-NEEDS = {"tyro": ["test_cli*.py"], "av": ["*/test_video.py", "*/test_preprocessing.py"]}
+NEEDS = {
+    "tyro": ["test_cli*.py"],
+    "av": ["*/test_video.py", "*/test_preprocessing.py"],
+    "rapidfuzz": ["*/test_metrics.py", "*/test_evaluate.py"],
+}
 """Tests that a machine with PyTorch alone, such as one with a GPU, cannot import."""
 collect_ignore_glob = [
     pattern for package, tests in NEEDS.items() if find_spec(package) is None for pattern in tests

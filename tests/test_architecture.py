@@ -21,10 +21,13 @@ MAY_IMPORT = {
     "model": {"facts", "model"},
     "checkpoint": {"facts", "processing", "model", "checkpoint"},
     "engine": {"facts", "processing", "model", "checkpoint", "engine"},
-    "cli": {"facts", "processing", "model", "checkpoint", "engine", "cli"},
+    "train": {"facts", "processing", "model", "checkpoint", "train"},
+    "eval": {"facts", "processing", "model", "checkpoint", "engine", "eval"},
+    "cli": {"facts", "processing", "model", "checkpoint", "engine", "train", "eval", "cli"},
 }
 FACTS = {"config", "family", "device", "console"}
 SCHEDULING = {"engine.sequence", "engine.kv_cache", "engine.scheduler"}
+SCORING = {"eval", "eval.metrics", "eval.vqa_words", "eval.questions"}
 BROAD_EXCEPT_ALLOWED = {"engine.engine", "engine.worker", "engine.async_engine"}
 """The thread behind asynchronous use must report whatever stops it."""
 
@@ -237,7 +240,7 @@ def torch_free_modules() -> list[str]:
     return [
         name
         for name in names
-        if layer(name) in ("facts", "processing", "cli") or name in SCHEDULING or not name
+        if layer(name) in ("facts", "processing", "cli") or name in SCHEDULING | SCORING or not name
     ]
 
 
