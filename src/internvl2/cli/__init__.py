@@ -1,4 +1,4 @@
-"""The command line: `internvl2 chat|generate|info|convert`, one small dataclass per command.
+"""The command line: `internvl2 chat|generate|info|convert|eval`, one small dataclass per command.
 
 Results go to standard output and everything else to standard error. Exit codes: 0 done, 1 some
 requests were skipped, 2 bad usage or bad input (one line says which), 130 interrupted.
@@ -16,10 +16,11 @@ import tyro
 from internvl2 import console
 from internvl2.cli.chat import Chat
 from internvl2.cli.convert import Convert
+from internvl2.cli.evaluate import Eval
 from internvl2.cli.generate import Generate
 from internvl2.cli.info import Info
 
-Command = Chat | Generate | Info | Convert
+Command = Chat | Generate | Info | Convert | Eval
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
