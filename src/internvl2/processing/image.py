@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from internvl2.processing.fetch import MediaError
-from internvl2.processing.pixels import PictureOptions, open_picture
+from internvl2.processing.pixels import PictureOptions, open_picture, picture_size
 
 __all__ = [
     "Grid",
@@ -27,6 +27,7 @@ __all__ = [
     "cut",
     "open_picture",
     "pad_to_square",
+    "picture_size",
 ]
 
 MOST_TILES = 128

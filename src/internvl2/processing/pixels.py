@@ -99,6 +99,20 @@ def open_picture(
         return to_rgb(image, name, options)
 
 
+def picture_size(
+    source: str | Path | bytes | Image.Image, options: PictureOptions | None = None
+) -> tuple[int, int]:
+    """Width and height that `open_picture` would give, from the header alone."""
+    options = options or PictureOptions()
+    if isinstance(source, Image.Image):
+        return open_picture(source, options).size
+    name = describe(source, "picture")
+    with identify(read_source(source, "picture", options.remote), name, options) as image:
+        width, height = image.size
+        sideways = not options.official and _orientation(image) >= 5
+    return (height, width) if sideways else (width, height)
+
+
 def describe(source: object, kind: MediaKind) -> str:
     """A name for `source` in messages, never longer than a line."""
     if isinstance(source, bytes):

@@ -18,13 +18,14 @@ from internvl2.processing.image import (
     cut,
     open_picture,
     pad_to_square,
+    picture_size,
 )
 from internvl2.processing.layout import ImageTokens, Layout, MediumSize
 from internvl2.processing.prompt import MediaSpan, Prompt
 from internvl2.processing.template import THINKING, ChatTemplate, find_template
 from internvl2.processing.tokenizer import Encoded, Tokenizer
 from internvl2.processing.tokenizer_files import read_json_object
-from internvl2.processing.video import read_frames
+from internvl2.processing.video import count_frames, read_frames
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,6 +62,27 @@ class _Opened:
     image: "Image"
     budget: int
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.image.size
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """A picture or frame of which only the size is known."""
+
+    size: tuple[int, int]
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSize:
+    """What a conversation would take."""
+
+    tokens: int
+    tiles: int
+
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
@@ -71,6 +93,17 @@ class _Plan:
     def tiles(self, use_thumbnail: bool) -> int:
         """All tiles together."""
         return sum(_num_tiles(grid, use_thumbnail) for part in self.grids for grid in part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A prompt whose tiles are planned and not yet cut."""
+
+    encoded: Encoded
+    plan: _Plan
+
+
+_Media = Sequence[Sequence[_Opened | _Measured]]
 
 
 class Processor:
@@ -122,12 +155,36 @@ class Processor:
         parts = [part for message in messages for part in message.content]
         media = [part for part in parts if not isinstance(part, Text)]
         opened = [tuple(self._open(part, options.max_tiles)) for part in media]
-        plan = self._plan(opened, None)
+        written = self._write(system, messages, opened, options)
+        return self._prompt(written.encoded, opened, written.plan)
+
+    def measure(
+        self, conversation: Conversation, *, options: EncodeOptions | None = None
+    ) -> PromptSize:
+        """What `encode` would give, in numbers: headers of pictures are read, no pixel is."""
+        options = options or EncodeOptions()
+        system, messages = self._split_system(conversation, options.thinking)
+        parts = [part for message in messages for part in message.content]
+        media = [part for part in parts if not isinstance(part, Text)]
+        sizes = [tuple(self._measure(part, options.max_tiles)) for part in media]
+        written = self._write(system, messages, sizes, options)
+        tiles = written.plan.tiles(self.config.use_thumbnail)
+        return PromptSize(len(written.encoded.token_ids), tiles)
+
+    def _write(
+        self,
+        system: str,
+        messages: Sequence[Message],
+        media: _Media,
+        options: EncodeOptions,
+    ) -> _Written:
+        """The prompt's ids, and how its pictures are cut so that it fits."""
+        plan = self._plan(media, None)
         encoded = self._encode(system, messages, plan, options)
         if options.max_context is not None and len(encoded.token_ids) > options.max_context:
-            plan = self._fitting(opened, plan, len(encoded.token_ids), options)
+            plan = self._fitting(media, plan, len(encoded.token_ids), options)
             encoded = self._encode(system, messages, plan, options)
-        return self._prompt(encoded, opened, plan)
+        return _Written(encoded, plan)
 
     def _split_system(
         self, conversation: Conversation, thinking: bool
@@ -156,20 +213,31 @@ class Processor:
         square = self.config.pad2square and not self.config.dynamic_tiles
         yield _Opened(pad_to_square(image) if square else image, budget)
 
-    def _plan(self, opened: Sequence[Sequence[_Opened]], limit: int | None) -> _Plan:
+    def _measure(self, part: Picture | Video, max_tiles: int | None) -> Iterator[_Measured]:
+        if isinstance(part, Picture):
+            square = self.config.pad2square and not self.config.dynamic_tiles
+            size = (1, 1) if square else picture_size(part.source, self.pictures)
+            yield _Measured(size, part.max_tiles or max_tiles or self.config.max_tiles)
+        elif part.max_tiles == 1:
+            frames = count_frames(part.source, part.num_frames)
+            yield from [_Measured((1, 1), 1)] * frames
+        else:
+            yield from (_Measured(one.size, one.budget) for one in self._open(part, max_tiles))
+
+    def _plan(self, opened: _Media, limit: int | None) -> _Plan:
         return _Plan(tuple(tuple(self._grid(one, limit) for one in part) for part in opened))
 
-    def _grid(self, opened: _Opened, limit: int | None) -> Grid:
+    def _grid(self, opened: _Opened | _Measured, limit: int | None) -> Grid:
         budget = opened.budget if limit is None else min(opened.budget, limit)
         if not self.config.dynamic_tiles:
             return Grid(1, 1)
         smallest = min(self.config.min_tiles, budget)
-        width, height = opened.image.size
+        width, height = opened.size
         return choose_grid(width, height, self.config.tile_size, smallest, budget)
 
     def _fitting(
         self,
-        opened: Sequence[Sequence[_Opened]],
+        opened: _Media,
         plan: _Plan,
         length: int,
         options: EncodeOptions,

@@ -114,6 +114,13 @@ def read_frames(
     return _from_file(content, name, request)
 
 
+def count_frames(source: VideoSource, num_frames: int) -> int:
+    """How many frames `read_frames` gives, without reading any."""
+    if isinstance(source, str | Path | bytes):
+        return num_frames
+    return min(len(source), num_frames)
+
+
 @dataclass(frozen=True, slots=True)
 class _Request:
     num_frames: int

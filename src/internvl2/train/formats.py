@@ -1,0 +1,243 @@
+"""Data sets in every form that people have them, as one kind of source: `len` and `[i]`.
+
+Files are opened through an index of where their entries are, so that memory stays flat.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+from internvl2.processing.conversation import Message
+from internvl2.train.line_index import (
+    EntryIndex,
+    SampleError,
+    index_array,
+    index_lines,
+    starts_with,
+)
+from internvl2.train.records import Reading, check_conversation, read_record
+
+__all__ = [
+    "Record",
+    "SampleError",
+    "Source",
+    "SourceOptions",
+    "from_records",
+    "join",
+    "open_source",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A conversation to learn from, and where it stands."""
+
+    messages: tuple[Message, ...]
+    where: str
+    """File and line, for people."""
+    max_tiles: int | None = None
+    """Tile budget that its pictures share; None takes the run's."""
+    augment: bool = False
+    """Its tiles are re-encoded as JPEG of random quality."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """How a data set is read."""
+
+    root: str | Path | None = None
+    """Folder that relative paths of media start from; the file's own folder unless given."""
+    repeat: float = 1.0
+    """How often an epoch sees the set; below 1, the first such share of it."""
+    max_tiles: int | None = None
+    """Tile budget of a record, shared by its pictures; None takes the run's."""
+    augment: bool = False
+    """Re-encode tiles as JPEG of random quality."""
+    num_frames: int = 8
+    """How many frames a video gives."""
+    template: str = ""
+    """Name of the model's chat template; the official code strips and drops turns by it."""
+
+    def __post_init__(self) -> None:
+        if self.repeat <= 0:
+            raise ValueError(f"repeat is {self.repeat}; it must be above 0")
+
+    def reading(self, root: Path) -> Reading:
+        """How records are read, their media below `root` unless told otherwise."""
+        given = root if self.root is None else Path(self.root)
+        return Reading(given, self.template, self.num_frames)
+
+
+class Source(Protocol):
+    """Records by number; asking for one that cannot be used raises a `SampleError`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+class Raw(Protocol):
+    """Stored records by number, before they are understood."""
+
+    def __len__(self) -> int: ...
+
+    def where(self, entry: int) -> str:
+        """The place of a record, for people."""
+        ...
+
+    def read(self, entry: int) -> Mapping[str, Any] | Sequence[Message]:
+        """The stored record."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The records of one file or list, as often as an epoch sees them."""
+
+    raw: Raw
+    reading: Reading
+    options: SourceOptions
+
+    def __len__(self) -> int:
+        return int(len(self.raw) * self.options.repeat)
+
+    def __getitem__(self, index: int) -> Record:
+        entry = index % len(self.raw)
+        where = self.raw.where(entry)
+        stored = self.raw.read(entry)
+        try:
+            if isinstance(stored, Mapping):
+                messages = read_record(stored, self.reading)
+            else:
+                messages = tuple(stored)
+                check_conversation(messages)
+        except ValueError as error:
+            raise SampleError(where, str(error)) from error
+        return Record(messages, where, self.options.max_tiles, self.options.augment)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Several sources, one after the other."""
+
+    sources: tuple[Source, ...]
+    ends: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        part = bisect_right(self.ends, index)
+        return self.sources[part][index - (self.ends[part - 1] if part else 0)]
+
+
+@dataclass(frozen=True)
+class RecordList:
+    """Records that a program made."""
+
+    records: Sequence[Any]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def where(self, entry: int) -> str:
+        """The record's number, from 1."""
+        return f"{self.name}:{entry + 1}"
+
+    def read(self, entry: int) -> Mapping[str, Any] | Sequence[Message]:
+        """The record: an object of any known form, or messages."""
+        record = self.records[entry]
+        is_messages = isinstance(record, Sequence) and all(isinstance(m, Message) for m in record)
+        if isinstance(record, Mapping) or is_messages:
+            return record
+        kind = type(record).__name__
+        raise SampleError(self.where(entry), f"a record or messages were expected, not a {kind}")
+
+
+def open_source(path: str | Path, options: SourceOptions | None = None) -> Source:
+    """The data set in a file: lines, one array, Parquet, or a meta.json that names several."""
+    options = options or SourceOptions()
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"data set {path} {'is a folder' if path.is_dir() else 'is absent'}"
+        )
+    if path.suffix == ".parquet":
+        from internvl2.train.parquet import open_parquet
+
+        return DataSet(open_parquet(path), options.reading(path.parent), options)
+    first = starts_with(path)
+    if not first:
+        raise ValueError(f"data set {path} is empty")
+    meta = _meta(path) if first == b"{" and path.suffix == ".json" else None
+    if meta is not None:
+        return join([_open_entry(path, name, entry, options) for name, entry in meta.items()])
+    index = index_array(path) if first == b"[" else index_lines(path)
+    return DataSet(_not_empty(index), options.reading(path.parent), options)
+
+
+def from_records(
+    records: Iterable[Any], options: SourceOptions | None = None, *, name: str = "records"
+) -> Source:
+    """A source of what a program gives: records of any known form, or conversations."""
+    options = options or SourceOptions()
+    known = records if isinstance(records, Sequence) else tuple(records)
+    return DataSet(RecordList(known, name), options.reading(Path()), options)
+
+
+def join(sources: Sequence[Source]) -> Source:
+    """One source of several, in their order."""
+    return Joined(tuple(sources), tuple(accumulate(len(source) for source in sources)))
+
+
+def _not_empty(index: EntryIndex) -> EntryIndex:
+    if not len(index):
+        raise ValueError(f"data set {index.path} has no record")
+    return index
+
+
+def _meta(path: Path) -> dict[str, Any] | None:
+    """The sets that an official meta.json names; None where the file is something else."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    sets = isinstance(found, dict) and found.values()
+    return found if sets and all(isinstance(e, dict) and "annotation" in e for e in sets) else None
+
+
+def _open_entry(meta: Path, name: str, entry: dict[str, Any], options: SourceOptions) -> Source:
+    where = f"{meta}: data set {name!r}"
+    own = replace(
+        options,
+        root=_near(meta, entry.get("root", "")) if options.root is None else options.root,
+        repeat=options.repeat * _number(where, entry, "repeat_time", 1),
+        max_tiles=_number(where, entry, "max_dynamic_patch", options.max_tiles),
+        augment=bool(entry.get("data_augment", options.augment)),
+    )
+    annotation = _near(meta, entry["annotation"])
+    if not annotation.is_file():
+        raise FileNotFoundError(f"{where}: the annotation {entry['annotation']} is absent")
+    return open_source(annotation, own)
+
+
+def _near(meta: Path, given: str) -> Path:
+    """A path of a meta.json, seen from its own folder or, as officially, from the current one."""
+    beside = meta.parent / given
+    return beside if beside.exists() else Path(given)
+
+
+def _number(where: str, entry: dict[str, Any], name: str, default: Any) -> Any:
+    value = entry.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ValueError(f"{where}: {name} is {value!r}; a number above 0 was expected")
+    return value
