@@ -1,0 +1,178 @@
+"""What a run changes: weights, optimizer and place in the data; a step, a save, a resume."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from internvl2 import device as devices
+from internvl2.train.checkpointer import Checkpointer, Progress
+from internvl2.train.loader import Position, Step
+from internvl2.train.log import StepRecord
+from internvl2.train.measure import Meter
+from internvl2.train.mixture import training_loader, validation_loader
+from internvl2.train.optimization import Optimization
+from internvl2.train.parallel import World
+from internvl2.train.preparation import prepare, training
+from internvl2.train.recipe import Recipe
+from internvl2.train.schedule import rate_factor
+from internvl2.train.step_loss import pack_loss
+
+logger = logging.getLogger(__name__)
+
+
+class Run:
+    """A model in training, from its last checkpoint on."""
+
+    def __init__(self, recipe: Recipe, world: World, checkpoints: Path) -> None:
+        self.recipe, self.world = recipe, world
+        torch.use_deterministic_algorithms(recipe.deterministic)
+        loaded = prepare(recipe, world.device)
+        self.model, self.processor = loaded.model, loaded.processor
+        compiled = recipe.compile and world.device.type == "cuda"
+        self._optimization = Optimization(self.model, recipe, compiled=compiled)
+        self._meter = Meter(loaded.config, recipe.freeze, world)
+        self.checkpointer = Checkpointer(checkpoints, world, recipe.keep)
+        self.progress = self._restored()
+        self.saved_step = self.progress.step
+        """The step of the last checkpoint."""
+        state = self.progress.position
+        position = Position.of(state) if state else None
+        self._loader = training_loader(recipe, self.processor, world, position)
+        limit = recipe.schedule.max_steps
+        self.total = self._loader.count_steps() if limit is None else limit
+        """Steps of the whole run; an estimate where the data decide it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Ends the threads and processes."""
+        self._loader.close()
+        self.checkpointer.close()
+
+    def steps(self) -> Iterator[StepRecord]:
+        """Changes the weights until the schedule or the data end."""
+        limit = self.recipe.schedule.max_steps
+        if limit is not None and self.progress.step >= limit:
+            return
+        started = time.perf_counter()
+        for packs in self._loader:
+            record = self._step(packs, started, time.perf_counter() - started)
+            self.progress = replace(
+                self.progress, step=record.step, position=packs.position.state()
+            )
+            yield record
+            if limit is not None and record.step >= limit:
+                return
+            started = time.perf_counter()
+
+    def save(self) -> None:
+        """Starts to write a checkpoint of everything."""
+        weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        self.checkpointer.save(self.progress, weights | self._optimization.tensors())
+        self.saved_step = self.progress.step
+
+    def validation_loss(self) -> float:
+        """Mean loss of the learned tokens of the validation data."""
+        self.model.eval()
+        loader = validation_loader(self.recipe, self.processor, self.world)
+        loss, weight = 0.0, 0.0
+        with torch.no_grad():
+            for packs in loader:
+                for batch in packs.batches:
+                    if batch.num_tokens:
+                        loss += float(pack_loss(self.model, batch.to(self.world.device), 1.0))
+                    weight += batch.weight_sum
+        loader.close()
+        loss, weight = self.world.sum([loss, weight])
+        if weight == 0:
+            raise ValueError("the validation data has no token to learn")
+        return loss / weight
+
+    def _restored(self) -> Progress:
+        """How far the run had come; weights and optimizer as they were then."""
+        saved = self.checkpointer.load()
+        if saved is None:
+            return Progress(0, {})
+        weights = {
+            name.removeprefix("model."): tensor
+            for name, tensor in saved.tensors.items()
+            if name.startswith("model.")
+        }
+        self.model.load_state_dict(weights, strict=True)
+        self._optimization.restore(saved.tensors)
+        logger.info("going on after step %d", saved.progress.step)
+        return saved.progress
+
+    def _step(self, packs: Step, started: float, waited: float) -> StepRecord:
+        """One change of the weights; the loss is a mean over the packs of all processes."""
+        training(self.model)
+        step = self.progress.step
+        mine = [sum(b.weight_sum for b in packs.batches), sum(b.num_tiles for b in packs.batches)]
+        weight, tiles = self.world.sum(mine)
+        if weight == 0:
+            raise ValueError(f"step {step + 1} has no token to learn: {_places(packs)}")
+        try:
+            loss = self.world.sum([float(self._backward(packs, weight))])[0]
+            if not math.isfinite(loss):
+                raise ValueError(self._not_finite(loss, packs))
+            self._seed(step, 0)
+            factor = rate_factor(self.recipe.schedule, step, self.total)
+            fed = ("vision", "projector", "decoder") if tiles else ("decoder",)
+            moved = self._optimization.step(self.world, factor, fed)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(self._out_of_memory(error)) from error
+        devices.synchronize(self.world.device)
+        seconds = time.perf_counter() - started
+        return self._meter.record(step + 1, loss, moved, packs, seconds, waited)
+
+    def _backward(self, packs: Step, weight: float) -> Tensor:
+        """Gradients of this process's packs; gives their share of the step's loss."""
+        loss = torch.zeros((), device=self.world.device)
+        for number, batch in enumerate(packs.batches):
+            if batch.num_tokens:
+                self._seed(self.progress.step, 1 + number * self.world.size + self.world.rank)
+                share = pack_loss(self.model, batch.to(self.world.device), 1 / weight)
+                share.backward()
+                loss += share.detach()
+        return loss
+
+    def _seed(self, step: int, number: int) -> None:
+        """Makes chance depend on the place in the run alone, so that resuming needs no memory."""
+        torch.manual_seed((self.recipe.seed * 1_000_003 + step) * 4099 + number)
+
+    def _not_finite(self, loss: float, packs: Step) -> str:
+        return (
+            f"the loss of step {self.progress.step + 1} is {loss}, so the run ends; a lower "
+            f"learning rate may help; the last checkpoint in {self.checkpointer.folder} is as it "
+            f"was; the step's samples: {_places(packs)}"
+        )
+
+    def _out_of_memory(self, error: torch.OutOfMemoryError) -> str:
+        advice = [f"packing.tokens below {self.recipe.packing.tokens}"]
+        if self.recipe.recompute < 1:
+            advice.append("recompute = 1.0")
+        if self.recipe.optimizer.moments == "fp32":
+            advice.append('optimizer.moments = "8bit"')
+        return (
+            f"out of memory in step {self.progress.step + 1} ({str(error).split('. ')[0]}); "
+            f"try {', '.join(advice)}; the last checkpoint is as it was"
+        )
+
+
+def _places(packs: Step) -> str:
+    """Where the step's samples of this process stand."""
+    return ", ".join(place for batch in packs.batches for place in batch.where)

@@ -1,0 +1,76 @@
+"""The folder of a run: its recipe, metrics and checkpoints, and in the end the model itself."""
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from internvl2.checkpoint.store import save
+from internvl2.model.internvl import InternVL
+from internvl2.processing.processor import Processor
+from internvl2.train.recipe import Recipe
+
+FIXED = ("model", "data", "packing", "packs_per_step", "max_tiles", "seed", "from_scratch")
+"""What decides weights at the start and the order of samples; a resumed run must not change it."""
+
+
+class RunFolder:
+    """Where a run writes."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path, self.recipe = path, recipe
+
+    @property
+    def checkpoints(self) -> Path:
+        """Everything that a resumed run needs."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The model with the lowest validation loss."""
+        return self.path / "best"
+
+    def open(self) -> None:
+        """Makes the folder, or finds out that the run in it can go on; writes the recipe down."""
+        written = self.path / "recipe.toml"
+        if (self.path / "config.json").exists():
+            raise ValueError(f"{self.path} holds a finished model; give another --output")
+        if written.exists():
+            self._check(Recipe.read(written))
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise ValueError(f"{self.path} is not empty and no run; give another --output")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.recipe.write(written)
+
+    def save_best(self, model: InternVL, processor: Processor) -> None:
+        """Puts the model in the place of the best one."""
+        with tempfile.TemporaryDirectory(prefix=".best.", dir=self.path) as scratch:
+            fresh = Path(scratch) / "best"
+            save(model, processor, fresh, self.recipe.layout)
+            if self.best.exists():
+                self.best.rename(Path(scratch) / "old")
+            fresh.rename(self.best)
+
+    def finish(self, model: InternVL, processor: Processor) -> None:
+        """Puts the trained model into the folder; config.json, which makes it a model, last."""
+        partial = self.path / ".model"
+        shutil.rmtree(partial, ignore_errors=True)
+        save(model, processor, partial, self.recipe.layout)
+        files = sorted(partial.iterdir(), key=lambda file: file.name == "config.json")
+        for file in files:
+            file.rename(self.path / file.name)
+        partial.rmdir()
+
+    def _check(self, begun: Recipe) -> None:
+        ours, theirs = json.loads(_text(self.recipe)), json.loads(_text(begun))
+        for name in FIXED:
+            if ours[name] != theirs[name]:
+                raise ValueError(
+                    f"the run in {self.path} was begun with {name} = {theirs[name]}, "
+                    f"now it is {ours[name]}; give another --output, or delete the folder"
+                )
+
+
+def _text(recipe: Recipe) -> str:
+    return json.dumps(asdict(recipe))

@@ -1,0 +1,22 @@
+"""The loss of one pack: tiles and tokens through the model, labelled rows through the head."""
+
+from einops import rearrange
+from torch import Tensor
+
+from internvl2.model.internvl import InternVL
+from internvl2.train.loss import chunked_cross_entropy
+from internvl2.train.packing import IGNORED, TrainBatch
+
+
+def pack_loss(model: InternVL, batch: TrainBatch, scale: float) -> Tensor:
+    """Sum of the weighted losses of a pack's learned tokens, `scale` times."""
+    visual = None
+    if batch.num_tiles:
+        encoded = model.encode_tiles(batch.tiles)[: batch.num_tiles]
+        visual = rearrange(encoded, "tiles visual dim -> (tiles visual) dim")
+    embedded = model.embed(batch.tokens, visual)
+    hidden = model.decoder(embedded, batch.positions, batch.attention())
+    rows = (batch.labels != IGNORED).nonzero()[:, 0]
+    return chunked_cross_entropy(
+        hidden[rows], model.decoder.head.weight, batch.labels[rows], batch.weights[rows] * scale
+    )
