@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -225,7 +226,9 @@ def test_transformers_is_never_imported():
 
 def test_dependencies_are_those_that_are_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = (re.split(r"[^\w-]", item)[0] for item in project["dependencies"])
+    extras = [items for extra, items in project["optional-dependencies"].items() if extra != "dev"]
+    items = chain(project["dependencies"], *extras)
+    names = (re.split(r"[^\w-]", item)[0] for item in items)
     declared = {MODULE_OF.get(name, name.replace("-", "_")) for name in names}
     imported = {name.split(".")[0] for tree in TREES.values() for name in imported_modules(tree)}
     assert imported - sys.stdlib_module_names - {"internvl2"} == declared

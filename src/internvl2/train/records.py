@@ -6,12 +6,14 @@ media are listed beside the text, and nowhere else. What a model must not learn 
 
 import json
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from internvl2.processing.conversation import Message, Part, Picture, Text, Video
+from internvl2.processing.image import picture_size
 from internvl2.processing.readers import RecordOptions, from_openai, from_opengvlab
 
 FORMS = (
@@ -92,7 +94,7 @@ def check_conversation(messages: Sequence[Message]) -> None:
 
 def _conversation(record: Mapping[str, Any], reading: Reading) -> tuple[Message, ...]:
     if "conversations" in record:
-        return _attached(_listed(record, record["conversations"]), reading)
+        return _attached(_listed(record, record["conversations"], reading), reading)
     if "messages" in record:
         return _from_messages(record, reading)
     if "texts" in record:
@@ -113,7 +115,7 @@ def _from_messages(record: Mapping[str, Any], reading: Reading) -> tuple[Message
         found = from_openai(messages)
         return tuple(_with_parts(m, [_rebased(p, reading) for p in m.content]) for m in found)
     turns = [_turn(message, index) for index, message in enumerate(messages)]
-    return _attached(_listed(record, turns), reading)
+    return _attached(_listed(record, turns, reading), reading)
 
 
 def _from_texts(record: Mapping[str, Any], reading: Reading) -> tuple[Message, ...]:
@@ -125,7 +127,7 @@ def _from_texts(record: Mapping[str, Any], reading: Reading) -> tuple[Message, .
         if not isinstance(pair, Mapping) or not {"user", "assistant"} <= pair.keys():
             raise ValueError(f"texts[{index}] lacks 'user' or 'assistant': {pair!r}")
         turns += [_said("user", pair["user"]), _said("assistant", pair["assistant"])]
-    return _pictures_first(_listed(record, turns), reading)
+    return _pictures_first(_listed(record, turns, reading), reading)
 
 
 def _from_pair(
@@ -138,7 +140,7 @@ def _from_pair(
             raise ValueError(f"'history' holds {pair!r}; a question and its answer were expected")
         turns += [_said("user", pair[0]), _said("assistant", pair[1])]
     turns += [_said("user", record[question]), _said("assistant", record[answer])]
-    listed = _listed({k: v for k, v in record.items() if k != "system"}, turns)
+    listed = _listed({k: v for k, v in record.items() if k != "system"}, turns, reading)
     tagged = any("<image>" in t["value"] for t in turns if isinstance(t["value"], str))
     return _attached(listed, reading) if tagged else _pictures_first(listed, reading)
 
@@ -154,7 +156,7 @@ def _turn(message: Any, index: int) -> dict[str, Any]:
     return {"from": message["role"], "value": message["content"]}
 
 
-def _listed(record: Mapping[str, Any], turns: Any) -> _Listed:
+def _listed(record: Mapping[str, Any], turns: Any, reading: Reading) -> _Listed:
     """The turns, and the media that the record lists under any of their names."""
     if not isinstance(turns, list) or not turns:
         raise ValueError("the record has no list of turns")
@@ -164,7 +166,7 @@ def _listed(record: Mapping[str, Any], turns: Any) -> _Listed:
     videos = [_source(item) for item in _items(record, "video", "videos")]
     if len(videos) > 1:
         raise ValueError(f"the record has {len(videos)} videos; one was expected")
-    turns = _with_objects(turns, record.get("objects"), pictures)
+    turns = _with_objects(turns, record.get("objects"), pictures, reading)
     return _Listed(turns, pictures, videos[0] if videos else None, record.get("clip"))
 
 
@@ -239,45 +241,77 @@ def _with_parts(message: Message, parts: Sequence[Part]) -> Message:
 
 def _rebased(part: Part, reading: Reading) -> Part:
     """The part with a relative path seen from the folder of the media."""
-    if isinstance(part, Text) or not isinstance(part.source, str | Path):
-        return part
-    if isinstance(part.source, str) and _URL.match(part.source):
-        return part
-    return replace(part, source=reading.root / part.source)
+    if isinstance(part, Picture):
+        return replace(part, source=_seen_from(reading.root, part.source))
+    if isinstance(part, Video):
+        return replace(part, source=_seen_from(reading.root, part.source))
+    return part
 
 
-def _with_objects(turns: list[Any], objects: Any, pictures: Sequence[Source]) -> list[Any]:
+def _seen_from(root: Path, source: Any) -> Any:
+    """A relative path seen from `root`; URLs, bytes and pictures as they are."""
+    is_url = isinstance(source, str) and _URL.match(source)
+    return root / source if isinstance(source, str | Path) and not is_url else source
+
+
+def _with_objects(
+    turns: list[Any], objects: Any, pictures: Sequence[Source], reading: Reading
+) -> list[Any]:
     """Turns with the `<ref-object>` and `<bbox>` of ms-swift written as the family writes them."""
     if not objects:
         return turns
-    kind = objects.get("bbox_type", "real")
-    if kind != "norm1000":
-        raise ValueError(
-            f"objects.bbox_type is {kind!r}; boxes are read in thousandths only: "
-            "divide by the picture's sides, multiply by 1000, and say norm1000"
-        )
-    names = iter(objects.get("ref") or ())
-    boxes = iter(objects.get("bbox") or ())
+    if not isinstance(objects, Mapping):
+        raise ValueError(f"'objects' is a {type(objects).__name__}; ref and bbox were expected")
+    names: deque[str] = deque(objects.get("ref") or [])
+    boxes = deque(_thousandths(objects, pictures, reading))
     written = [
         {**turn, "value": _write_objects(turn["value"], names, boxes)}
         if isinstance(turn, Mapping) and isinstance(turn.get("value"), str)
         else turn
         for turn in turns
     ]
-    left = [*names, *boxes]
-    if left:
-        raise ValueError(f"objects holds {len(left)} entries that no <ref-object> or <bbox> takes")
+    if left := len(names) + len(boxes):
+        raise ValueError(f"'objects' holds {left} entries that no <ref-object> or <bbox> takes")
     return written
 
 
-def _write_objects(text: str, names: Any, boxes: Any) -> str:
+def _thousandths(
+    objects: Mapping[str, Any], pictures: Sequence[Source], reading: Reading
+) -> list[list[int]]:
+    """Boxes in thousandths of the sides of the picture that each belongs to."""
+    kind = objects.get("bbox_type", "real")
+    known = ("real", "norm1", "norm1000")
+    if kind not in known:
+        raise ValueError(f"objects.bbox_type is {kind!r}; known: {', '.join(known)}")
+    scaled: list[list[int]] = []
+    for number, box in enumerate(objects.get("bbox") or []):
+        if not isinstance(box, list) or not all(type(value) in (int, float) for value in box):
+            raise ValueError(f"objects.bbox[{number}] is {box!r}; four numbers were expected")
+        sides = (1, 1) if kind == "norm1" else (SCALE, SCALE)
+        if kind == "real":
+            sides = _sides(objects, number, pictures, reading)
+        scaled.append([round(value / sides[i % 2] * SCALE) for i, value in enumerate(box)])
+    return scaled
+
+
+def _sides(
+    objects: Mapping[str, Any], number: int, pictures: Sequence[Source], reading: Reading
+) -> tuple[int, int]:
+    """Width and height of the picture that a box was drawn on; the first unless told otherwise."""
+    ids = objects.get("image_id") or []
+    picture = ids[number] if number < len(ids) else 0
+    if not isinstance(picture, int) or not 0 <= picture < len(pictures):
+        raise ValueError(f"objects.bbox[{number}] belongs to picture {picture!r}, which is absent")
+    return picture_size(_seen_from(reading.root, pictures[picture]))
+
+
+def _write_objects(text: str, names: deque[str], boxes: deque[list[int]]) -> str:
     def written(tag: re.Match[str]) -> str:
-        found = next(names if tag[0] == "<ref-object>" else boxes, None)
-        if found is None:
-            raise ValueError(f"there are more {tag[0]} than objects")
-        if tag[0] == "<ref-object>":
-            return f"<ref>{found}</ref>"
-        return f"<box>[{json.dumps(found)}]</box>"
+        waiting = names if tag[0] == "<ref-object>" else boxes
+        if not waiting:
+            raise ValueError(f"there are more {tag[0]} than 'objects' holds")
+        found = waiting.popleft()
+        return f"<ref>{found}</ref>" if waiting is names else f"<box>[{json.dumps(found)}]</box>"
 
     return re.sub("<ref-object>|<bbox>", written, text)
 
