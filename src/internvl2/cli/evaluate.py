@@ -81,10 +81,11 @@ class Eval:
                 if results is not None:
                     results.finish(questions, metrics, _report(rows, settings))
         _show(rows, settings, metrics, as_json=self.json)
-        missing = rows[-1].questions - rows[-1].answered
-        if missing:
-            print(f"internvl2: {missing} questions were not answered", file=sys.stderr)
-        return 1 if missing else 0
+        asked, answered = rows[-1].questions, rows[-1].answered
+        if answered < asked:
+            missing = f"{asked - answered} of {asked} questions were not answered"
+            print(f"internvl2: {missing}", file=sys.stderr)
+        return 1 if answered < asked else 0
 
     def _questions(self) -> "tuple[Question, ...]":
         """What is asked; whatever is wrong is said before a model is loaded."""
