@@ -20,7 +20,8 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 def tensors(step: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(step)
-    return {"weight": torch.randn(64, 32), "half": torch.randn(8).bfloat16(), "n": torch.tensor(step)}
+    half = torch.randn(8).bfloat16()
+    return {"weight": torch.randn(64, 32), "half": half, "n": torch.tensor(step)}
 
 
 def save(folder: Path, *steps: int, keep: int = 2) -> None:
@@ -85,7 +86,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, dam
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "step-00000001" / MANIFEST).unlink()
-    with pytest.raises(ValueError, match="every checkpoint in .* is damaged"):
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
         load(tmp_path)
 
 
@@ -96,7 +97,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
     try:
         checkpointer.save(Progress(2, {}), {"weight": torch.zeros(2**20)})
-        with pytest.raises(OSError, match="checkpoint .*step-00000002 was not written") as caught:
+        with pytest.raises(OSError, match=r"checkpoint .*step-00000002 was not written") as caught:
             checkpointer.finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

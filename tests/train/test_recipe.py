@@ -8,7 +8,6 @@ from internvl2.family import find
 from internvl2.train.recipe import DataSource, Recipe, names
 
 
-
 def read(tmp_path: Path, text: str) -> Recipe:
     path = tmp_path / "recipe.toml"
     path.write_text(text)
@@ -43,7 +42,7 @@ def test_what_is_written_reads_back_equal(tmp_path):
         ('model = "m"\n[optimizer]\nlearning_rat = 1', "`optimizer.learning_rat`.*`learning_rate`"),
         ('model = "m"\nlearning_rate = 1', "unknown key `learning_rate`"),
         ('model = "m"\nseed = "7"', "`seed` is '7'; it must be a whole number"),
-        ('model = "m"\n[schedule]\nkind = "cosin"', "`schedule.kind` is 'cosin'; it must be one of"),
+        ('model = "m"\n[schedule]\nkind = "cosin"', "`schedule.kind` is 'cosin'; .* one of"),
         ('model = "m"\n[packing]\ntokens = 0', "packing.tokens is 0; it must be at least 1"),
         ('model = "m"\n[optimizer]\nbetas = [0.9]', "optimizer.betas is .*two numbers"),
         ('model = "m"\n[[data]]\nroot = "x"', "`data.path` is missing"),
@@ -65,5 +64,5 @@ def test_a_whole_number_is_taken_where_a_number_is_wanted(tmp_path):
 def test_an_unknown_recipe_names_the_nearest_and_a_missing_file_says_so():
     with pytest.raises(ValueError, match="unknown recipe '8bb'; did you mean '8b'"):
         Recipe.read("8bb")
-    with pytest.raises(FileNotFoundError, match="no recipe file nowhere.toml"):
+    with pytest.raises(FileNotFoundError, match=r"no recipe file nowhere.toml"):
         Recipe.read("nowhere.toml")

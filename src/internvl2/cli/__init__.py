@@ -1,4 +1,4 @@
-"""The command line: `internvl2 chat|generate|info|convert|eval`, one small dataclass per command.
+"""The command line: `internvl2 chat|generate|info|convert|train|eval`, a small dataclass for each.
 
 Results go to standard output and everything else to standard error. Exit codes: 0 done, 1 some
 requests were skipped, 2 bad usage or bad input (one line says which), 130 interrupted.
@@ -19,8 +19,9 @@ from internvl2.cli.convert import Convert
 from internvl2.cli.evaluate import Eval
 from internvl2.cli.generate import Generate
 from internvl2.cli.info import Info
+from internvl2.cli.train import Train, TrainRecipe, parse_train
 
-Command = Chat | Generate | Info | Convert | Eval
+Command = Chat | Generate | Info | Convert | Train | Eval
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
@@ -46,11 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error)
 
 
-def _parse(arguments: Sequence[str]) -> Command | int:
+def _parse(arguments: Sequence[str]) -> Command | TrainRecipe | int:
     """The command that was typed; an exit code where help or a mistake was answered instead."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
+            if arguments[0:1] == ["train"] and len(arguments) > 2:
+                return parse_train(arguments[1:])
             return tyro.cli(
                 Command,
                 prog="internvl2",

@@ -77,9 +77,7 @@ def _random(recipe: Recipe, device: torch.device) -> Loaded:
 
 def _evenly(layers: Sequence[nn.Module], share: float) -> list[nn.Module]:
     """That share of the layers, spread over them."""
-    return [
-        layer for i, layer in enumerate(layers) if int((i + 1) * share) > int(i * share)
-    ]
+    return [layer for i, layer in enumerate(layers) if int((i + 1) * share) > int(i * share)]
 
 
 def _recomputing(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -132,6 +132,10 @@ class Validation:
 
     data: tuple[DataSource, ...] = ()
     """Sets whose loss is measured."""
+    questions: str | None = None
+    """A file as for `internvl2 eval`, whose questions the model answers."""
+    metrics: tuple[str, ...] = ("exact_match",)
+    """How those answers are scored."""
     every: int = 200
     """Steps between two measurements; one more at the end."""
 
@@ -240,8 +244,8 @@ def _fill(kind: type, table: dict[str, Any], where: str, prefix: str) -> Any:
     for key, value in table.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(sorted(known))}"
-            raise ValueError(f"unknown key `{prefix}{key}` in {where}{hint}")
+            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}"
+            raise ValueError(f"unknown key `{prefix}{key}` in {where}; {hint}")
         values[key] = _convert(hints[key], value, where, f"{prefix}{key}")
     try:
         return kind(**values)

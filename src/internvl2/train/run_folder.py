@@ -36,9 +36,9 @@ class RunFolder:
         written = self.path / "recipe.toml"
         if (self.path / "config.json").exists():
             raise ValueError(f"{self.path} holds a finished model; give another --output")
-        if written.exists():
+        if written.exists() and any(self.checkpoints.glob("step-*")):
             self._check(Recipe.read(written))
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif not written.exists() and self.path.exists() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and no run; give another --output")
         self.path.mkdir(parents=True, exist_ok=True)
         self.recipe.write(written)

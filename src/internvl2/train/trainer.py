@@ -54,7 +54,9 @@ class Trainer:
             self.world.leave()
 
     def _train(self, run: Run) -> Ending:
-        log = RunLog(self.folder.path, run.progress.step, run.total) if self.world.is_first else None
+        log = None
+        if self.world.is_first:
+            log = RunLog(self.folder.path, run.progress.step, run.total)
         try:
             for record in run.steps():
                 if self._after_step(run, log, record):
@@ -71,7 +73,7 @@ class Trainer:
         """Records, validates and saves when it is time; whether the run must end here."""
         if log is not None:
             log.step(record)
-        if self.recipe.validation.data and record.step % self.recipe.validation.every == 0:
+        if record.step % self.recipe.validation.every == 0:
             self._validate(run, log)
         stop = self.world.sum([self._stop])[0] > 0
         run.checkpointer.check()
@@ -82,8 +84,8 @@ class Trainer:
         return stop
 
     def _finish(self, run: Run, log: RunLog | None) -> None:
-        """The last measurements, and the trained model in the run's folder."""
-        if self.recipe.validation.data and run.progress.step % self.recipe.validation.every:
+        """The last measurement, and the trained model in the run's folder."""
+        if run.progress.step % self.recipe.validation.every:
             self._validate(run, log)
         run.checkpointer.finish()
         if self.world.is_first:
@@ -92,13 +94,13 @@ class Trainer:
         self.world.wait()
 
     def _validate(self, run: Run, log: RunLog | None) -> None:
-        scores = {"loss": run.validation_loss()}
+        scores = {"loss": run.validation_loss()} if self.recipe.validation.data else {}
         if self.validate is not None and self.world.is_first:
             scores |= self.validate(run.model, run.processor, run.progress.step)
-        if log is not None:
+        if log is not None and scores:
             log.validation(ValidationRecord(run.progress.step, scores))
         best = run.progress.best_loss
-        if best is None or scores["loss"] < best:
+        if "loss" in scores and (best is None or scores["loss"] < best):
             run.progress = replace(run.progress, best_loss=scores["loss"])
             if self.world.is_first:
                 self.folder.save_best(run.model, run.processor)

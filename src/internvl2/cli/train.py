@@ -1,0 +1,117 @@
+"""`internvl2 train`: a recipe, and whatever of it the command line changes."""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+from internvl2.train.recipe import DataSource, Recipe
+
+if TYPE_CHECKING:
+    from internvl2.eval.evaluate import Validation
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Fine-tune a model, or train one from nothing, as a recipe says; goes on where it ended.
+
+    Every value of the recipe is an option: `--optimizer.learning-rate 1e-5`, `--data a.jsonl`.
+    `internvl2 train RECIPE --help` lists them with the recipe's values. Several GPUs:
+    `torchrun --nproc-per-node 8 -m internvl2 train RECIPE`.
+    """
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """1b, 2b, 4b, 8b, 26b, 40b, 76b, or the path of a TOML file."""
+
+    def run(self) -> int:
+        """0 when the model is trained, or when SIGTERM ended the run with a checkpoint."""
+        return train(Recipe.read(self.recipe))
+
+
+def train(recipe: Recipe) -> int:
+    """Runs a recipe to its end."""
+    from internvl2.train.trainer import Trainer
+
+    if os.environ.get("RANK", "0") != "0":
+        logging.getLogger("internvl2").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process
+    ending = Trainer(recipe, _answers(recipe)).run()
+    if ending.reason == "stopped":
+        logger.info("stopped after step %d; the same command goes on from there", ending.step)
+    else:
+        logger.info("trained; ask it with: internvl2 chat --model %s", ending.folder)
+    return 0
+
+
+def _answers(recipe: Recipe) -> "Validation | None":
+    """What scores answers while training, where the recipe has questions."""
+    validation = recipe.validation
+    if validation.questions is None:
+        return None
+    from internvl2.eval.evaluate import Asking, Validation
+    from internvl2.eval.questions import read_questions
+    from internvl2.processing.processor import EncodeOptions
+
+    questions = read_questions(validation.questions, validation.metrics)
+    asking = Asking(encoding=EncodeOptions(max_tiles=recipe.max_tiles))
+    return Validation(questions, validation.metrics, asking)
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """`train` with the recipe as the command line changed it."""
+
+    settings: Recipe
+
+    def run(self) -> int:
+        """The same exit codes."""
+        return train(self.settings)
+
+
+def parse_train(arguments: Sequence[str]) -> TrainRecipe:
+    """The recipe that is named first, changed by the options after it."""
+    name, *options = arguments
+    if name.startswith("-"):
+        raise ValueError(f"train {name}: give the recipe before its options")
+    recipe = tyro.cli(
+        Recipe,
+        prog=f"internvl2 train {name}",
+        description="Train as the recipe says; options change its values.",
+        default=Recipe.read(name),
+        args=options,
+        config=(
+            tyro.conf.AvoidSubcommands,
+            tyro.conf.FlagConversionOff,
+            tyro.conf.HelptextFromCommentsOff,
+        ),
+        registry=_registry(),
+    )
+    return TrainRecipe(recipe)
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """Lets a data set be given as its path."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def source(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec[DataSource] | None:
+        if info.type is not DataSource:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=lambda texts: DataSource(texts[0]),
+            is_instance=lambda value: isinstance(value, DataSource),
+            str_from_instance=lambda value: [value.path],
+        )
+
+    return registry
