@@ -165,16 +165,14 @@ def test_the_models_own_answers_have_the_full_score(loaded: Loaded):
     assert scores == {"exact_match": 1, "anls": 1}
 
 
-def test_a_model_in_training_is_left_as_it_was(loaded: Loaded):
+def test_a_model_in_training_is_left_as_it_was(loaded: Loaded, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(random, "getrandbits")  # what the engine draws seeds with
     model = loaded.model.train()
     model.vision.eval()
-    torch.manual_seed(1)
-    random.seed(1)
-    before = torch.get_rng_state(), random.getstate()
+    before = torch.get_rng_state()
     validation = Validation([plain(1)], ANY, Asking(max_tokens=2))
     assert validation(model, loaded.processor, 10) == {"exact_match": 0}
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert random.getstate() == before[1]
+    assert torch.equal(torch.get_rng_state(), before)
     assert model.decoder.training
     assert not model.vision.training
 
