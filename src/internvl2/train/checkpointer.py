@@ -18,10 +18,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from internvl2.train.parallel import World
 
@@ -58,7 +61,11 @@ class Checkpointer:
 
     def __init__(self, folder: Path, world: World, keep: int) -> None:
         self.folder, self.world, self.keep = folder, world, keep
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group: ProcessGroup | None = None
+        if world.size > 1:
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, ProcessGroup)
+            self._group = group
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
         if world.is_first:
@@ -109,9 +116,9 @@ class Checkpointer:
     def _write(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
         final = self.folder / f"step-{progress.step:08d}"
         partial = self.folder / f".{final.name}"
-        writer = dcp.FileSystemWriter(partial)
+        writer = FileSystemWriter(partial)
         try:
-            dcp.save(
+            save(
                 dict(tensors),
                 storage_writer=writer,
                 process_group=self._group,
@@ -143,13 +150,13 @@ class Checkpointer:
 def _read(path: Path) -> Saved:
     """A checkpoint's tensors, whatever number of processes wrote them."""
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    reader = dcp.FileSystemReader(path)
+    reader = FileSystemReader(path)
     tensors: dict[str, Tensor] = {}
     for name, stored in reader.read_metadata().state_dict_metadata.items():
         assert isinstance(stored, TensorStorageMetadata), name
         tensors[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
     state: dict[str, Any] = dict(tensors)
-    dcp.load(state, storage_reader=reader, no_dist=True)
+    load(state, storage_reader=reader, no_dist=True)
     return Saved(Progress(**manifest["progress"]), tensors)
 
 

@@ -29,7 +29,7 @@ class Optimization:
         self.model, self.settings = model, recipe.optimizer
         self.optimizer = build_optimizer(model, recipe.optimizer, compiled)
         self._audit = GradientAudit(model)
-        self._names = {p: name for name, p in model.named_parameters()}
+        self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
 
     @torch.no_grad()
     def step(self, world: World, factor: float, fed: Collection[str]) -> Moved:

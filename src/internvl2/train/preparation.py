@@ -11,6 +11,7 @@ from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.hub import resolve
 from internvl2.checkpoint.store import Loaded, load
+from internvl2.model.decoder import GatedMLP
 from internvl2.model.internvl import InternVL
 from internvl2.processing.processor import Processor
 from internvl2.train.optimizer import freeze_parts
@@ -51,8 +52,9 @@ def compile_layers(model: InternVL) -> None:
     """Compiles vision layers whole and the decoder's MLPs; attention has a kernel of its own."""
     for layer in model.vision.layers:
         layer.compile(dynamic=False)
-    for layer in model.decoder.layers:
-        layer.mlp.compile(dynamic=False)
+    for layer in model.decoder.modules():
+        if isinstance(layer, GatedMLP):
+            layer.compile(dynamic=False)
 
 
 def _stored(recipe: Recipe, device: torch.device) -> Loaded:
