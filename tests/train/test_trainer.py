@@ -28,6 +28,7 @@ from internvl2.train.recipe import (
 from internvl2.train.trainer import Ending, Trainer
 
 SOURCE = Path(__file__).parents[2] / "src"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
 
 
@@ -183,12 +184,25 @@ def test_sigterm_saves_and_ends_well(recipe):
 
 
 @pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_in_one(recipe, tmp_path):
+    recipe = replace(recipe, schedule=Schedule(max_steps=60), save_every=5)
+    alone = replace(recipe, output=str(tmp_path / "alone"))
+    train(alone)
+    with command(recipe, *TORCHRUN) as process:
+        wait_for(Path(recipe.output) / "checkpoints" / "step-00000005", process)
+        process.send_signal(signal.SIGTERM)
+        message = process.communicate()[1]
+    assert "stopped after step" in message
+    train(recipe)
+    assert losses(recipe) == pytest.approx(losses(alone), rel=1e-3)
+
+
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(recipe, tmp_path):
     recipe = replace(recipe, drop_path=0.2, freeze=Freeze(vision=False))
     alone = replace(recipe, output=str(tmp_path / "alone"))
     train(alone)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    with command(recipe, *launcher) as process:
+    with command(recipe, *TORCHRUN) as process:
         message = process.communicate()[1]
     assert process.returncode == 0, message
     assert losses(recipe) == pytest.approx(losses(alone), rel=1e-4)
