@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.model.attention import PackedAttention
 from internvl2.model.internvl import InternVL, random_model
 from internvl2.model.parallel import compile_layers, recompute_layers
-from internvl2.model.rotary import Positions
+from internvl2.model.rotary import Positions, Rotary
 
 LENGTHS = (9, 6)
 CONFIG = InternVLConfig(
@@ -112,6 +113,24 @@ def test_nothing_is_recomputed_without_gradients():
 def test_a_share_above_one_is_refused():
     with pytest.raises(ValueError, match=r"recompute is 1\.5"):
         recompute_layers(model(), 1.5)
+
+
+def test_one_graph_serves_all_decoder_layers_and_all_lengths(monkeypatch: pytest.MonkeyPatch):
+    """On the path of the GPU's kernel, which is imitated here."""
+    monkeypatch.setattr("internvl2.model.attention._has_varlen_kernel", lambda q: True)
+    monkeypatch.setattr(
+        "internvl2.model.attention._varlen_attention",
+        lambda q, k, v, starts, ends, longest, _: q * (1 + 0 * longest) + 0 * starts.sum(),
+    )
+    layers, graphs = model().decoder.layers, CompileCounter()
+    seen = []
+    for lengths in [(9, 6), (4, 5, 6), (1, 2, 3, 4, 5), (7, 8), (2, 2, 11)]:
+        rotate = Rotary(CONFIG.decoder.rotary, 8)(Positions.packed(lengths))
+        for layer in layers:
+            run = torch.compile(layer.forward, backend=graphs, fullgraph=True)
+            run(torch.randn(15, 32), rotate, PackedAttention.of(lengths))
+        seen.append(graphs.frame_count)
+    assert seen == [1, 2, 2, 2, 2]
 
 
 @pytest.mark.slow

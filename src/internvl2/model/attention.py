@@ -40,6 +40,8 @@ class PackedAttention:
     """Tokens of each sequence, in stream order."""
     boundaries: Int[Tensor, " bounds"]
     """Where each sequence starts, then the length of the stream; int32, on the stream's device."""
+    longest: int
+    """Tokens of the longest sequence: a number, which unlike `lengths` never recompiles a layer."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "PackedAttention":
@@ -49,7 +51,8 @@ class PackedAttention:
                 f"packed sequences have lengths {list(lengths)}; each must be at least 1"
             )
         starts = [0, *accumulate(lengths)]
-        return cls(tuple(lengths), torch.tensor(starts, dtype=torch.int32, device=device))
+        boundaries = torch.tensor(starts, dtype=torch.int32, device=device)
+        return cls(tuple(lengths), boundaries, max(lengths))
 
     def __call__(
         self,
@@ -60,8 +63,8 @@ class PackedAttention:
     ) -> Float[Tensor, "tokens heads head_dim"]:
         """Attend; the layer does not matter, since nothing is kept."""
         if _has_varlen_kernel(q):
-            longest = max(self.lengths)
-            return _varlen_attention(q, k, v, self.boundaries, self.boundaries, longest, longest)
+            edges, longest = self.boundaries, self.longest
+            return _varlen_attention(q, k, v, edges, edges, longest, longest)
         bounds = list(pairwise([0, *accumulate(self.lengths)]))
         return torch.cat([_causal_attention(q[a:b], k[a:b], v[a:b]) for a, b in bounds])
 
