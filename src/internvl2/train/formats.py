@@ -106,6 +106,8 @@ class DataSet:
         return int(len(self.raw) * self.options.repeat)
 
     def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
         entry = index % len(self.raw)
         where = self.raw.where(entry)
         stored = self.raw.read(entry)
