@@ -41,6 +41,8 @@ def train(recipe: Recipe) -> int:
 
     if os.environ.get("RANK", "0") != "0":
         logging.getLogger("internvl2").setLevel(logging.WARNING)
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process
     ending = Trainer(recipe, _answers(recipe)).run()
     if ending.reason == "stopped":

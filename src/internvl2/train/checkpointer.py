@@ -127,8 +127,10 @@ class Checkpointer:
             if self.world.is_first:
                 self._name(progress, partial, final)
         except CheckpointException as error:
+            shutil.rmtree(partial, ignore_errors=True)
             raise _clear(error, final) from error
         except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)  # it may fill the disk
             raise OSError(error.errno, f"checkpoint {final} was not written: {error}") from error
 
     def _name(self, progress: Progress, partial: Path, final: Path) -> None:

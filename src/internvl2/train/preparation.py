@@ -1,18 +1,16 @@
 """A checkpoint's model made ready for training: what is frozen, dropped, recomputed, compiled."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.hub import resolve
 from internvl2.checkpoint.store import Loaded, load
-from internvl2.model.decoder import GatedMLP
 from internvl2.model.internvl import InternVL
+from internvl2.model.parallel import compile_layers, recompute_layers
 from internvl2.processing.processor import Processor
 from internvl2.train.optimizer import freeze_parts
 from internvl2.train.recipe import Recipe
@@ -28,7 +26,7 @@ def prepare(recipe: Recipe, device: torch.device) -> Loaded:
         layer.drop_path_rate = rate
     if recipe.compile:
         compile_layers(loaded.model)
-    recompute(loaded.model, recipe.recompute)
+    recompute_layers(loaded.model, recipe.recompute.vision, recipe.recompute.decoder)
     return loaded
 
 
@@ -36,25 +34,6 @@ def training(model: InternVL) -> None:
     """Training mode for what is trained, the other for what is frozen."""
     for layer in model.vision.layers:
         layer.train(any(p.requires_grad for p in layer.parameters()))
-
-
-def recompute(model: InternVL, share: float) -> None:
-    """Computes the activations of that share of the layers again in the backward pass."""
-    trained_vision = [
-        layer for layer in model.vision.layers if any(p.requires_grad for p in layer.parameters())
-    ]
-    for layers in (trained_vision, list(model.decoder.layers)):
-        for layer in _evenly(layers, share):
-            layer.forward = _recomputing(layer.forward)
-
-
-def compile_layers(model: InternVL) -> None:
-    """Compiles vision layers whole and the decoder's MLPs; attention has a kernel of its own."""
-    for layer in model.vision.layers:
-        layer.compile(dynamic=False)
-    for layer in model.decoder.modules():
-        if isinstance(layer, GatedMLP):
-            layer.compile(dynamic=False)
 
 
 def _stored(recipe: Recipe, device: torch.device) -> Loaded:
@@ -75,17 +54,3 @@ def _random(recipe: Recipe, device: torch.device) -> Loaded:
             nn.init.zeros_(module.bias)
     config = replace(processor.config, dtype=str(dtype).removeprefix("torch."))
     return Loaded(model.to(device, dtype).eval(), processor, config, directory)
-
-
-def _evenly(layers: Sequence[nn.Module], share: float) -> list[nn.Module]:
-    """That share of the layers, spread over them."""
-    return [layer for i, layer in enumerate(layers) if int((i + 1) * share) > int(i * share)]
-
-
-def _recomputing(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def recomputed(*inputs: object) -> torch.Tensor:
-        if not torch.is_grad_enabled():
-            return forward(*inputs)
-        return checkpoint(forward, *inputs, use_reentrant=False)
-
-    return recomputed

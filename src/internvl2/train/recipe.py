@@ -127,6 +127,21 @@ class Packing:
 
 
 @dataclass(frozen=True, slots=True)
+class Recompute:
+    """Share of the layers whose activations are computed again going back: memory for time."""
+
+    vision: float = 1.0
+    """Of the vision tower, where it is trained."""
+    decoder: float = 1.0
+    """Of the language model."""
+
+    def __post_init__(self) -> None:
+        for name in ("vision", "decoder"):
+            share = getattr(self, name)
+            _require(0 <= share <= 1, f"recompute.{name}", share, "from 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
 class Validation:
     """What is measured while training, on data that is not trained on."""
 
@@ -166,8 +181,7 @@ class Recipe:
     """Stochastic depth of the last vision layer."""
     from_scratch: bool = False
     """Random weights in the model's shape instead of the checkpoint's."""
-    recompute: float = 1.0
-    """Share of the layers whose activations are computed again in the backward pass."""
+    recompute: Recompute = field(default_factory=Recompute)
     compile: bool = False
     """Compile each layer; pays in long runs."""
     dtype: DTypeName | None = None
@@ -195,7 +209,6 @@ class Recipe:
         for name in ("workers", "skip_bad_samples"):
             _require_from(0, name, getattr(self, name))
         _require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "from 0 to below 1")
-        _require(0 <= self.recompute <= 1, "recompute", self.recompute, "from 0 to 1")
 
     @classmethod
     def read(cls, name: str | Path) -> "Recipe":

@@ -163,8 +163,8 @@ class Run:
 
     def _out_of_memory(self, error: torch.OutOfMemoryError) -> str:
         advice = [f"packing.tokens below {self.recipe.packing.tokens}"]
-        if self.recipe.recompute < 1:
-            advice.append("recompute = 1.0")
+        if min(self.recipe.recompute.vision, self.recipe.recompute.decoder) < 1:
+            advice.append("recompute.vision and recompute.decoder = 1.0")
         if self.recipe.optimizer.moments == "fp32":
             advice.append('optimizer.moments = "8bit"')
         return (
