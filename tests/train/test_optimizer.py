@@ -360,3 +360,21 @@ def test_schedules_have_their_shapes():
     assert halfway("cosine") == pytest.approx(0.5)
     quarter = rate_factor(Schedule(kind="cosine", warmup_ratio=0.0), 25, 100)
     assert quarter == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", ["fp32", "8bit"])
+def test_compiled_steps_are_those_of_eager_ones(monkeypatch: pytest.MonkeyPatch, moments):
+    monkeypatch.setattr("internvl2.train.adamw.SMALL", 300)
+    twins = [parameters(torch.bfloat16) for _ in range(2)]
+    optimizers = [
+        ExactAdamW(ps, moments=moments, compiled=compiled)
+        for ps, compiled in zip(twins, (False, True), strict=True)
+    ]
+    for step in range(4):
+        give_gradients(*twins)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 1e-4 * (step + 1)
+            optimizer.step()
+    for p, q in zip(*twins, strict=True):
+        assert relative(optimizers[1].master(q), optimizers[0].master(p)) < 1e-4
