@@ -325,6 +325,6 @@ def _require(holds: bool, name: str, value: object, bounds: str) -> None:
         raise ValueError(f"{name} is {value}; it must be {bounds}")
 
 
-def _require_from(lowest: int, name: str, value: float | None) -> None:
+def _require_from(lowest: int, name: str, value: int | float | None) -> None:
     if value is not None and value < lowest:
         raise ValueError(f"{name} is {value}; it must be at least {lowest}")
