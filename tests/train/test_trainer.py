@@ -15,7 +15,7 @@ from PIL import Image
 
 from internvl2.checkpoint.store import load, load_model
 from internvl2.train import run as run_module
-from internvl2.train.log import read_records
+from internvl2.train.log import StepRecord, read_records
 from internvl2.train.recipe import (
     DataSource,
     Freeze,
@@ -76,8 +76,12 @@ def train(recipe: Recipe) -> Ending:
     return Trainer(recipe).run()
 
 
+def records(recipe: Recipe) -> list[StepRecord]:
+    return read_records(Path(recipe.output) / "metrics.jsonl")[0]
+
+
 def losses(recipe: Recipe) -> list[float]:
-    return [r.loss for r in read_records(Path(recipe.output) / "metrics.jsonl")[0]]
+    return [record.loss for record in records(recipe)]
 
 
 def weights(folder: str | Path) -> dict[str, torch.Tensor]:
@@ -115,8 +119,7 @@ def test_a_run_learns_and_its_folder_is_a_model(recipe):
 
 def test_an_epoch_sees_every_sample_once(recipe):
     train(replace(recipe, schedule=Schedule(epochs=2)))
-    steps, _ = read_records(Path(recipe.output) / "metrics.jsonl")
-    assert sum(step.samples for step in steps) == 2 * 32
+    assert sum(step.samples for step in records(recipe)) == 2 * 32
 
 
 def test_only_the_last_vision_layers_are_trained_where_the_recipe_says_so(recipe):
@@ -172,7 +175,9 @@ def test_an_interrupted_run_goes_on_bit_by_bit(recipe, tmp_path, dtype, optimize
     train(whole)
     with pytest.raises(KeyboardInterrupt):
         Trainer(replace(recipe, validation=Validation(every=5)), interrupt).run()
+    begun = records(recipe)[:4]
     train(recipe)
+    assert records(recipe)[:4] == begun  # with their times: they were not done again
     assert losses(recipe) == losses(whole)
     expected = weights(whole.output)
     assert all(torch.equal(t, expected[n]) for n, t in weights(recipe.output).items())
@@ -189,7 +194,9 @@ def test_a_killed_run_goes_on_bit_by_bit(recipe, tmp_path):
     with process:
         wait_for(Path(recipe.output) / "checkpoints" / "step-00000004", process)
         process.send_signal(signal.SIGKILL)
+    begun = records(recipe)[:4]
     train(recipe)
+    assert records(recipe)[:4] == begun  # with their times: they were not done again
     assert losses(recipe) == losses(whole)
     expected = weights(whole.output)
     assert all(torch.equal(t, expected[n]) for n, t in weights(recipe.output).items())
