@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 
 from internvl2.config import InternVLConfig
 from internvl2.processing.prompt import Prompt
@@ -124,7 +124,9 @@ class Planner:
     def next_pack(self) -> PackPlan:
         """The pack that begins with the sample that waits longest."""
         waiting = self._waiting
-        demand = np.array([[s.tokens, s.tiles, self.costs(s.tokens, s.tiles)] for s in waiting])
+        demand = np.array(
+            [[s.tokens, s.tiles, self.costs(s.tokens, s.tiles)] for s in waiting], np.float64
+        )
         whole = np.array([self.limits.tokens, max(self.limits.tiles, 1), self._fair_cost(demand)])
         demand = demand / whole
         free = np.ones(len(waiting), bool)
@@ -143,7 +145,7 @@ class Planner:
             sum(sample.tiles for sample in taken),
         )
 
-    def _fair_cost(self, demand: Float32[np.ndarray, "samples 3"]) -> float:
+    def _fair_cost(self, demand: Float64[np.ndarray, "samples 3"]) -> float:
         """What a pack may cost: a little more than the mean of the packs that all would fill."""
         tokens, tiles, cost = demand.sum(axis=0)
         packs = max(tokens / self.limits.tokens, tiles / max(self.limits.tiles, 1))

@@ -19,6 +19,9 @@ from internvl2.train.packing import LossWeighting, Pack, pack_samples, with_tile
 Result = TypeVar("Result")
 
 DIED = "a worker process of the data set died, most likely for want of memory; take fewer workers"
+GRACE_SECONDS = 20
+"""How long a worker goes on after SIGTERM, which launchers send to all processes of a run: the
+trainer still needs its packs to finish a step and save."""
 _DATASET: ContextVar[Dataset] = ContextVar("dataset")
 """What a worker process was started with."""
 
@@ -100,6 +103,7 @@ def _wait(future: "Future[Result]") -> Result:
 
 def _install(dataset: Dataset) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS) and None)
     _DATASET.set(dataset)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,0 +1,60 @@
+"""Worker processes outlive a signal to the whole run, and are missed when they die."""
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+
+import pytest
+
+from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
+from internvl2.processing.processor import Processor
+from internvl2.train.dataset import Dataset
+from internvl2.train.formats import from_records
+from internvl2.train.packing import Limits
+from internvl2.train.workers import Make, Measure, Workers
+
+
+@pytest.fixture
+def dataset(data) -> Dataset:
+    vision = VisionConfig(16, 1, 2, 32, image_size=56)
+    decoder = DecoderConfig("qwen2", 1000, 16, 1, 2, 2, 8, 32, 4096, RotaryConfig(1e4))
+    config = InternVLConfig(vision, decoder, "Hermes-2", tile_size=56)
+    processor = Processor.from_directory(data("official", "B_qwen2", "checkpoint"), config)
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    return Dataset(from_records([{"conversations": turns}] * 4), processor, Limits(256, 0))
+
+
+@pytest.fixture
+def workers(dataset):
+    workers = Workers(dataset, 1)
+    yield workers
+    workers.close()
+
+
+def own_children(before: set[int]) -> list[int]:
+    return [child.pid for child in multiprocessing.active_children() if child.pid not in before]
+
+
+def test_workers_finish_their_packs_after_a_signal_to_all(dataset, workers):
+    before = {child.pid for child in multiprocessing.active_children()}
+    assert workers.submit(Measure(0, 2))() == Measure(0, 2)(dataset)
+    for pid in own_children(before):
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+    made = workers.submit(Make((0, 1), 256, "token", (0,)))()
+    assert len(made.pack.where) == 2
+
+
+def test_a_worker_that_died_is_one_clear_error(workers):
+    before = {child.pid for child in multiprocessing.active_children()}
+    workers.submit(Measure(0, 1))()
+    for pid in own_children(before):
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="a worker process of the data set died"):
+        deque(workers.submit(Measure(0, 1))() for _ in range(100))
+
+
+def test_a_negative_number_of_workers_is_refused(dataset):
+    with pytest.raises(ValueError, match="-1 worker processes"):
+        Workers(dataset, -1)
