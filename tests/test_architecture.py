@@ -28,7 +28,11 @@ MAY_IMPORT = {
 }
 FACTS = {"config", "family", "device", "console"}
 SCHEDULING = {"engine.sequence", "engine.kv_cache", "engine.scheduler"}
+READING = ("recipe", "line_index", "records", "formats", "order", "packing", "dataset", "workers")
+PLANNING = {f"train.{name}" for name in READING}
+"""Worker processes start faster without torch."""
 SCORING = {"eval", "eval.metrics", "eval.vqa_words", "eval.questions"}
+TORCH_FREE = SCHEDULING | SCORING | PLANNING
 BROAD_EXCEPT_ALLOWED = {"engine.engine", "engine.worker", "engine.async_engine"}
 """The thread behind asynchronous use must report whatever stops it."""
 
@@ -243,7 +247,7 @@ def torch_free_modules() -> list[str]:
     return [
         name
         for name in names
-        if layer(name) in ("facts", "processing", "cli") or name in SCHEDULING | SCORING or not name
+        if layer(name) in ("facts", "processing", "cli") or name in TORCH_FREE or not name
     ]
 
 
