@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from internvl2.processing.fetch import MediaError
-from internvl2.processing.pixels import PictureOptions, open_picture
+from internvl2.processing.pixels import PictureOptions, open_picture, picture_size
 
 OFFICIAL = PictureOptions(official=True)
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -77,6 +77,17 @@ def test_a_tiff_is_turned_once():
     exif[0x0112] = 6
     opened = open_picture(encoded(Image.new("RGB", (64, 32)), "TIFF", exif=exif))
     assert opened.size == (32, 64)
+
+
+@pytest.mark.parametrize("official", [False, True])
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 8])
+def test_the_size_from_the_header_is_that_of_the_opened_picture(orientation, official):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(Image.new("RGB", (64, 32)), "JPEG", exif=exif)
+    options = PictureOptions(official=official)
+    assert picture_size(content, options) == open_picture(content, options).size
+    assert picture_size(Image.new("L", (3, 2))) == (3, 2)
 
 
 def test_the_official_treatment_ignores_exif_orientation():

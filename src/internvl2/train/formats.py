@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from internvl2.processing.conversation import Message
 from internvl2.train.line_index import (
@@ -72,6 +72,7 @@ class SourceOptions:
         return Reading(given, self.template, self.num_frames)
 
 
+@runtime_checkable
 class Source(Protocol):
     """Records by number; asking for one that cannot be used raises a `SampleError`."""
 
@@ -80,6 +81,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
+@runtime_checkable
 class Raw(Protocol):
     """Stored records by number, before they are understood."""
 
