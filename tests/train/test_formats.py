@@ -145,7 +145,7 @@ def test_records_come_from_python_as_well():
 
 def test_joined_sources_follow_each_other():
     hello = [record({"from": "human", "value": str(i)}, ANSWER) for i in range(5)]
-    source = join([from_records(hello[:2]), from_records(hello[2:], SourceOptions(repeat=2))])
+    source = join([from_records(hello[:2]), from_records(hello[2:], SourceOptions(repeat=2.0))])
     assert [source[i].messages[0].text for i in range(len(source))] == list("01234234")
 
 

@@ -222,8 +222,8 @@ def _open_entry(meta: Path, name: str, entry: dict[str, Any], options: SourceOpt
     own = replace(
         options,
         root=_near(meta, entry.get("root", "")) if options.root is None else options.root,
-        repeat=options.repeat * _number(where, entry, "repeat_time", 1),
-        max_tiles=_number(where, entry, "max_dynamic_patch", options.max_tiles),
+        repeat=options.repeat * float(_number(where, entry, "repeat_time", 1.0)),
+        max_tiles=_whole(where, entry, "max_dynamic_patch", options.max_tiles),
         augment=bool(entry.get("data_augment", options.augment)),
     )
     annotation = _near(meta, entry["annotation"])
@@ -244,4 +244,11 @@ def _number(where: str, entry: dict[str, Any], name: str, default: Any) -> Any:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
         raise ValueError(f"{where}: {name} is {value!r}; a number above 0 was expected")
+    return value
+
+
+def _whole(where: str, entry: dict[str, Any], name: str, default: int | None) -> int | None:
+    value = _number(where, entry, name, default)
+    if value is not None and not isinstance(value, int):
+        raise ValueError(f"{where}: {name} is {value!r}; a whole number was expected")
     return value

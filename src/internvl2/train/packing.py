@@ -63,9 +63,9 @@ class Costs:
         patches = (config.tile_size // v.patch_size) ** 2 + 1
         layer = v.hidden_size * (4 * v.hidden_size + 2 * v.intermediate_size)
         return cls(
-            token=d.num_layers * d.hidden_size * (heads + 3 * d.intermediate_size),
-            square=d.num_layers * d.num_heads * d.head_dim,
-            tile=v.num_layers * patches * (layer + 2 * patches * v.hidden_size),
+            token=float(d.num_layers * d.hidden_size * (heads + 3 * d.intermediate_size)),
+            square=float(d.num_layers * d.num_heads * d.head_dim),
+            tile=float(v.num_layers * patches * (layer + 2 * patches * v.hidden_size)),
         )
 
     def __call__(self, tokens: int, tiles: int) -> float:
