@@ -60,6 +60,15 @@ class TokenizerFiles:
     clean_up_spaces: bool
     """Whether the official decoder removes the space before punctuation."""
 
+    @property
+    def drops_hash_merges(self) -> bool:
+        """Whether the official class reads merges that begin with # (as in ##) as comments.
+
+        Transformers 4.37.2 does (`tokenization_qwen2.py`), with which the family was trained;
+        Qwen3, told by its thinking marks, came with a release that does not.
+        """
+        return all(token.content != "<think>" for token in self.added)
+
 
 def read_tokenizer_files(directory: str | Path) -> TokenizerFiles:
     """What the tokenizer files of a directory say; an error names the missing or broken file."""
