@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file as save_numpy
+from safetensors.torch import save_file
 
 from internvl2.checkpoint.config_files import write_config
 from internvl2.checkpoint.files import open_weights
@@ -83,14 +84,14 @@ def test_torch_file_with_code_is_refused(saved):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "internlm2"])
-def test_paddle_safetensors_load_under_their_own_prefix(saved, tiny, kind, dtype):
+def test_paddle_safetensors_load_under_either_prefix(saved, tiny, kind, dtype):
     directory = saved("paddlemix", kind, dtype=dtype)
 
     def write(tensors):
         renamed = {
-            name.replace("language_model.model.", f"language_model.{kind}.")
-            if kind != "internlm2"
-            else name: np.ascontiguousarray(as_numpy(tensor))
+            name.replace(f"language_model.{kind}.", "language_model.model."): np.ascontiguousarray(
+                as_numpy(tensor)
+            )
             for name, tensor in tensors.items()
         }
         save_numpy(renamed, directory / "model.safetensors", metadata={"format": "np"})
@@ -129,6 +130,46 @@ def test_arrays_by_columns_and_in_slices_load(saved, tiny):
 
     replace_weights(directory, write)
     assert_same(directory, tiny)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        5,
+        {"x": {}},
+        {"x": {"slices": ["absent"], "OriginShape": [1]}},
+        {"x": {"slices": [], "OriginShape": [0]}},
+        {"x": {"slices": ["whole"], "OriginShape": [7]}},
+    ],
+)
+def test_wrong_table_of_slices_is_one_clear_error(table, tmp_path):
+    content = {"whole": np.zeros(3, np.float32), "UnpackBigParamInfor@@": table}
+    (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps(content, protocol=4))
+    with pytest.raises(ValueError, match=r"pdparams is damaged: its table of slices is wrong"):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"I\xff\n.", b"\x80\xce.", b"0.", b"K\x01\x85R."])
+@pytest.mark.parametrize("name", ["model_state.pdparams", "pytorch_model.bin"])
+def test_nonsense_instead_of_a_pickle_is_one_clear_error(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged or"):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"x": torch.zeros(2, dtype=torch.int32)}, "x is int32, strided; it must be dense"),
+        ({"x": torch.zeros(2, dtype=torch.complex64)}, "x is complex64, strided"),
+        ({"x": torch.zeros(2).to_sparse()}, "x is float32, sparse_coo"),
+        ({5: torch.zeros(2)}, "a tensor is named 5; it must be a string"),
+    ],
+)
+def test_torch_file_with_tensors_that_are_no_weights_is_refused(tensors, message, tmp_path):
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=message):
+        open_weights(tmp_path)
 
 
 class Hostile:
@@ -215,6 +256,18 @@ def test_missing_extra_and_misshapen_tensors_are_all_named(saved):
         r"misshapen: mlp1\.1\.bias is \[5\] instead of \[32\]"
     )
     with pytest.raises(ValueError, match=wanted):
+        load_model(directory)
+
+
+def test_a_parameter_under_two_names_is_an_error(saved):
+    directory = saved("hf", shard=10**9)
+
+    def write(tensors):
+        again = {"language_model.lm_head.weight": torch.zeros_like(tensors["lm_head.weight"])}
+        save_file(tensors | again, directory / "model.safetensors")
+
+    replace_weights(directory, write)
+    with pytest.raises(ValueError, match=r"same parameter twice: .*lm_head\.weight and"):
         load_model(directory)
 
 
