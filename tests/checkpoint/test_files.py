@@ -356,6 +356,54 @@ def test_lora_of_vision_and_decoder_is_merged(saved, tiny):
         load_model(directory)
 
 
+WRAPPED = "language_model.base_model.model.model.layers.0.self_attn.o_proj"
+
+
+@pytest.fixture
+def adapted(saved):
+    """`adapted({"lora_A.weight": tensor})`: a checkpoint with an adapter on one matrix."""
+
+    def make(additions):
+        directory = saved(shard=10**9)
+
+        def write(tensors):
+            wrapped = {
+                name.replace("language_model.", "language_model.base_model.model.", 1): tensor
+                for name, tensor in tensors.items()
+            }
+            added = {f"{WRAPPED}.{name}": tensor for name, tensor in additions.items()}
+            save_file(wrapped | added, directory / "model.safetensors")
+
+        replace_weights(directory, write)
+        return directory
+
+    return make
+
+
+@pytest.mark.parametrize("adapter", [".default", "", ".mine"])
+def test_adapters_of_any_name_are_merged(adapter, adapted, tiny):
+    down, up = torch.randn(3, 32), torch.randn(32, 3)
+    directory = adapted({f"lora_A{adapter}.weight": down, f"lora_B{adapter}.weight": up})
+    name = "decoder.layers.0.attention.o.weight"
+    before = random_model(tiny("qwen2")).state_dict()[name]
+    assert torch.allclose(load_model(directory).state_dict()[name], before + 2 * up @ down)
+
+
+@pytest.mark.parametrize(("down", "up"), [((3, 5), (32, 3)), ((3, 32), (5, 3)), ((3,), (32, 3))])
+def test_misshapen_adapter_is_named(down, up, adapted):
+    directory = adapted({"lora_A.weight": torch.ones(down), "lora_B.weight": torch.ones(up)})
+    with pytest.raises(ValueError, match=r"the adapter of .*o_proj\.weight \[32, 32\] is \["):
+        load_model(directory)
+
+
+@pytest.mark.parametrize("again", ["base_layer.weight", "lora_B.other.weight"])
+def test_two_tensors_for_one_place_of_an_adapter_are_named(again, adapted):
+    factors = {"lora_A.default.weight": (3, 32), "lora_B.default.weight": (32, 3), again: (32, 3)}
+    directory = adapted({name: torch.ones(shape) for name, shape in factors.items()})
+    with pytest.raises(ValueError, match="are for one place"):
+        load_model(directory)
+
+
 def test_paddle_layout_is_told_by_one_matrix(saved, tiny):
     for layout in ("opengvlab", "hf", "paddlemix"):
         assert open_checkpoint(saved(layout), tiny("qwen2")).layout == layout
