@@ -103,6 +103,13 @@ def test_paddlemix_flags_work_as_they_are(run: Run, chat: Run):
     assert run("chat", *theirs, "--video_path", VIDEO).out == chat("--video", VIDEO, "Hello").out
 
 
+def test_the_word_none_is_a_system_text_like_any_other(chat: Run):
+    without, with_word = (
+        json.loads(chat("--json", *options, "Hi").out) for options in ((), ("--system", "None"))
+    )
+    assert len(with_word["prompt_token_ids"]) < len(without["prompt_token_ids"]) - 2
+
+
 def test_a_video_is_eight_frames_of_one_tile(chat: Run):
     about = json.loads(chat("--video", VIDEO, "--json", "What happens?").out)
     assert about["tiles"] == [{"columns": 1, "rows": 1, "thumbnail": False}] * 8

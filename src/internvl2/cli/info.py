@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from internvl2.cli.loading import require_model
+
 if TYPE_CHECKING:
     from internvl2.config import InternVLConfig
 
@@ -27,7 +29,7 @@ class Info:
 
     def run(self) -> int:
         """Prints the description."""
-        about = describe(self.model)
+        about = describe(require_model(self.model))
         print(json.dumps(asdict(about), ensure_ascii=False) if self.json else about.lines())
         return 0
 
