@@ -25,8 +25,8 @@ MAY_IMPORT = {
 }
 FACTS = {"config", "family", "device", "console"}
 SCHEDULING = {"engine.sequence", "engine.kv_cache", "engine.scheduler"}
-BROAD_EXCEPT_ALLOWED = {"engine.engine", "engine.worker", "engine.async_engine"}
-"""The thread behind asynchronous use must report whatever stops it."""
+BROAD_EXCEPT_ALLOWED = {"engine.step_loop", "engine.worker"}
+"""A step and the thread that runs it report whatever stops them to the callers concerned."""
 
 MODULE_OF = {"pillow": "PIL"}
 
