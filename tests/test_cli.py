@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,13 @@ def test_without_a_model_chat_says_which_there_are(run: Run):
     assert done.code == 2
     for word in ("--model", "directory", "OpenGVLab/InternVL2-2B", "internvl2-1b"):
         assert word in done.err
+
+
+def test_info_needs_no_more_than_a_config(run: Run, tmp_path: Path):
+    shutil.copy(Path(MODEL) / "config.json", tmp_path)
+    about = json.loads(run("info", str(tmp_path), "--json").out)
+    assert about["parameters"] == json.loads(run("info", MODEL, "--json").out)["parameters"]
+    assert about["special_tokens"]["<img>"] is None
 
 
 def test_info_describes_a_member_and_a_checkpoint(run: Run):

@@ -53,7 +53,7 @@ def test_inert_settings_are_accepted(tiny, tmp_path, kind, changes):
             "num_attention_heads is 0; it must be",
         ),
         ("llama", {"num_hidden_layers": 0}, r"config\.json: DecoderConfig\.num_layers is 0"),
-        ("llama", {"rope_theta": float("nan")}, "rope_theta is nan; it must be a number"),
+        ("llama", {"rope_theta": float("nan")}, "rope_theta is nan; it must be finite"),
         ("qwen2", {"sliding_window": "8"}, "sliding_window is '8'; it must be a whole number"),
         ("phi3", {"original_max_position_embeddings": 0}, "it must be a whole number above 0"),
         ("llama", {"vocab_size": "many"}, "vocab_size is 'many'; it must be a whole number"),

@@ -39,9 +39,10 @@ class Section:
     def number(self, key: str, default: float | None = None) -> float:
         """The number under `key`."""
         value = self._value(key, default)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{self.place}: {key} is {value!r}; it must be a number")
+        if not math.isfinite(value):
+            raise ValueError(f"{self.place}: {key} is {value!r}; it must be finite")
         return float(value)
 
     def text(self, key: str, default: str | None = None) -> str:

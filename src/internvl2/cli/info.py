@@ -147,8 +147,11 @@ def _special_tokens(config: "InternVLConfig") -> dict[str, int | None]:
 
 
 def _ids_from_files(directory: Path, config: "InternVLConfig") -> dict[str, int | None]:
+    from internvl2.checkpoint.companions import has_tokenizer
     from internvl2.processing.tokenizer import Tokenizer
 
+    if not has_tokenizer(directory):
+        return _special_tokens(config)
     tokenizer = Tokenizer.from_directory(directory)
     return {text: tokenizer.id_of(text) for text in _special_tokens(config)}
 
