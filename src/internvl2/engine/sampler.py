@@ -8,6 +8,7 @@ touches only the rows that ask for something.
 """
 
 import hashlib
+from array import array
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
@@ -134,9 +135,11 @@ def _penalties(sequences: Rows[Sequence], device: torch.device) -> Penalties | N
     history = torch.full((len(some), length), NO_TOKEN, dtype=torch.int64)
     is_leading = torch.zeros(len(some), length, dtype=torch.bool)
     for row, s in enumerate(some):
-        seen = [*s.leading_ids, *s.generated_ids]
+        seen = array("q", [*s.leading_ids, *s.generated_ids])
         first = length - len(seen)
-        history[row, first:] = torch.tensor(seen, dtype=torch.int64)
+        if seen:
+            # By its buffer: reading a list number by number takes long for a long answer.
+            history[row, first:] = torch.frombuffer(seen, dtype=torch.int64)
         is_leading[row, first : first + len(s.leading_ids)] = True
     return Penalties(
         upload(torch.tensor(rows), device),
