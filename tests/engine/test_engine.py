@@ -232,3 +232,11 @@ def test_aborted_requests_free_every_block(make_engine, make_prompt, requests, a
     pool = engine.scheduler.cache.pool
     assert pool.num_free == pool.num_blocks
     assert not engine.runner.vision.num_held
+
+
+@pytest.mark.parametrize(
+    "request_", ["hi", Message.user("hi"), ["hi"], [{"role": "user", "content": "hi"}]]
+)
+def test_what_is_no_conversation_is_refused_in_one_line(make_engine, request_):
+    with pytest.raises(ValueError, match=r"a conversation (is a list of Message|has a)"):
+        make_engine().answer(request_, TEN)

@@ -30,7 +30,7 @@ from internvl2.engine.scheduler import Scheduler
 from internvl2.engine.sequence import Answer, Output, SamplingParams, Sequence
 from internvl2.engine.step_loop import Inbox, StepLoop
 from internvl2.model.internvl import InternVL
-from internvl2.processing.conversation import Conversation
+from internvl2.processing.conversation import Conversation, Message
 from internvl2.processing.processor import EncodeOptions, Processor
 from internvl2.processing.prompt import Prompt
 
@@ -132,6 +132,7 @@ class Engine:
         """The prompt of a conversation, within what this engine can hold."""
         if isinstance(request, Prompt):
             return request
+        _check_conversation(request)
         options = options or EncodeOptions()
         longest = self.scheduler.longest - 1
         wanted = options.max_context
@@ -316,6 +317,21 @@ def _memory_request(options: EngineOptions, is_cpu: bool) -> MemoryRequest:
         cache_tokens=options.cache_tokens,
         memory_share=options.memory_share,
     )
+
+
+def _check_conversation(request: object) -> None:
+    """Catches what is easily passed for a conversation: its text, one message, or OpenAI's form."""
+    if not isinstance(request, Rows) or isinstance(request, str):
+        raise ValueError(
+            f"a conversation is a list of Message, not a {type(request).__name__}: "
+            "[Message.user(text, *pictures)]"
+        )
+    for message in request:
+        if not isinstance(message, Message):
+            raise ValueError(
+                f"a conversation has a {type(message).__name__} where a Message belongs; "
+                "from_openai and from_opengvlab read other forms"
+            )
 
 
 def _or_usual(value: int | None, usual: int) -> int:
