@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,14 @@ def test_the_word_none_is_a_system_text_like_any_other(chat: Run):
         json.loads(chat("--json", *options, "Hi").out) for options in ((), ("--system", "None"))
     )
     assert len(with_word["prompt_token_ids"]) < len(without["prompt_token_ids"]) - 2
+
+
+def test_a_terminal_without_chinese_letters_gets_escapes(run: Run, monkeypatch: Any):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert run("chat", "--model", MODEL, "--max-tokens", 4, "Hi").code == 0
+    narrow.seek(0)
+    assert "\\u" in narrow.read()
 
 
 def test_a_video_is_eight_frames_of_one_tile(chat: Run):

@@ -27,6 +27,8 @@ BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code."""
     console.set_up_logging()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Chinese letters
     try:
         command = _parse(sys.argv[1:] if arguments is None else arguments)
         code = command if isinstance(command, int) else command.run()
