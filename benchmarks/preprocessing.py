@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 import torch
 from PIL import Image
@@ -71,6 +70,8 @@ def our_picture(path: Path) -> np.ndarray:
 
 def official_video(path: Path, num_frames: int, threads: str = "SLICE") -> torch.Tensor:
     """The official example's load_video: decoded in order, by one thread as it asks decord for."""
+    import av
+
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.thread_count = threads, 1 if threads == "SLICE" else 0
@@ -107,6 +108,8 @@ def make_video(path: Path, seconds: int = 60) -> None:
     coarse = Image.fromarray(rng.integers(0, 256, (60, 120, 3), dtype=np.uint8))
     scene = np.asarray(coarse.resize((3840, 2160), Image.Resampling.BICUBIC)).astype(np.int16)
     scene = np.clip(scene + rng.integers(-6, 7, (2160, 3840, 1)), 0, 255).astype(np.uint8)
+    import av
+
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
@@ -189,7 +192,7 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
         model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores; Pillow {Image.__version__}, PyAV {av.__version__}"
+    return f"{model}, {os.cpu_count()} cores; Pillow {Image.__version__}"
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
 import torch
 
 # The tests' models are tiny: threads would cost more than they bring.
@@ -25,8 +24,11 @@ collect_ignore_glob = [
     pattern for package, tests in NEEDS.items() if find_spec(package) is None for pattern in tests
 ]
 
-settings.register_profile("patient", deadline=None)  # a busy machine is not a fault
-settings.load_profile("patient")
+if find_spec("hypothesis"):
+    from hypothesis import settings
+
+    settings.register_profile("patient", deadline=None)  # a busy machine is not a fault
+    settings.load_profile("patient")
 
 CORE = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared"

@@ -33,8 +33,8 @@ PLANNING = {f"train.{name}" for name in READING}
 """Worker processes start faster without torch."""
 SCORING = {"eval", "eval.metrics", "eval.vqa_words", "eval.questions"}
 TORCH_FREE = SCHEDULING | SCORING | PLANNING
-BROAD_EXCEPT_ALLOWED = {"engine.engine", "engine.worker", "engine.async_engine"}
-"""The thread behind asynchronous use must report whatever stops it."""
+BROAD_EXCEPT_ALLOWED = {"engine.step_loop", "engine.worker"}
+"""A step and the thread that runs it report whatever stops them to the callers concerned."""
 
 MODULE_OF = {"pillow": "PIL"}
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,6 +105,21 @@ def test_paddlemix_flags_work_as_they_are(run: Run, chat: Run):
     assert run("chat", *theirs, "--video_path", VIDEO).out == chat("--video", VIDEO, "Hello").out
 
 
+def test_the_word_none_is_a_system_text_like_any_other(chat: Run):
+    without, with_word = (
+        json.loads(chat("--json", *options, "Hi").out) for options in ((), ("--system", "None"))
+    )
+    assert len(with_word["prompt_token_ids"]) < len(without["prompt_token_ids"]) - 2
+
+
+def test_a_terminal_without_chinese_letters_gets_escapes(run: Run, monkeypatch: Any):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert run("chat", "--model", MODEL, "--max-tokens", 4, "Hi").code == 0
+    narrow.seek(0)
+    assert "\\u" in narrow.read()
+
+
 def test_a_video_is_eight_frames_of_one_tile(chat: Run):
     about = json.loads(chat("--video", VIDEO, "--json", "What happens?").out)
     assert about["tiles"] == [{"columns": 1, "rows": 1, "thumbnail": False}] * 8
@@ -137,6 +154,13 @@ def test_without_a_model_chat_says_which_there_are(run: Run):
     assert done.code == 2
     for word in ("--model", "directory", "OpenGVLab/InternVL2-2B", "internvl2-1b"):
         assert word in done.err
+
+
+def test_info_needs_no_more_than_a_config(run: Run, tmp_path: Path):
+    shutil.copy(Path(MODEL) / "config.json", tmp_path)
+    about = json.loads(run("info", str(tmp_path), "--json").out)
+    assert about["parameters"] == json.loads(run("info", MODEL, "--json").out)["parameters"]
+    assert about["special_tokens"]["<img>"] is None
 
 
 def test_info_describes_a_member_and_a_checkpoint(run: Run):

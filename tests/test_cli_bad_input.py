@@ -88,6 +88,39 @@ def test_options_without_sense_are_refused(chat_complaint: Complaint, option: st
     chat_complaint("--video", VIDEO, *option.split())
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", "a command is missing; known: chat, generate, info, convert; see internvl2 --help"),
+        ("chat --bogus hi", "unknown option --bogus; see internvl2 chat --help"),
+        ("chat --imag x", "unknown option --imag; did you mean --image-path or --image?"),
+        ("chat a b c", "not understood: b, c; see internvl2 chat --help"),
+        ("chat --dtype int3", "--dtype is 'int3'; known: 'bfloat16', 'float16', 'float32', 'bf16'"),
+        ("chat --seed x", "--seed is 'x', not a whole number; see internvl2 chat --help"),
+        ("chat --start x", "--start is 'x', not a number; see internvl2 chat --help"),
+        ("chat --max-tiles", "--max-tiles needs a value; see internvl2 chat --help"),
+        ("generate", "missing: IN.jsonl, OUT.jsonl; see internvl2 generate --help"),
+        ("frobnicate", "not understood: frobnicate; known commands: chat, generate, info, convert"),
+    ],
+)
+def test_mistyped_commands_are_told_in_plain_words(complaint: Complaint, line: str, expected: str):
+    assert complaint(*line.split()).startswith(f"internvl2: error: {expected}")
+
+
+@pytest.mark.parametrize("option", ["--image", "--video", "--model"])
+def test_an_empty_path_is_not_the_current_folder(complaint: Complaint, option: str):
+    line = complaint("chat", "--model", MODEL, option, "", "Hello")
+    assert "empty" in line or "no model" in line
+
+
+@pytest.mark.parametrize("option", ["--text", "--system"])
+def test_a_text_that_is_not_unicode_is_refused(complaint: Complaint, option: str):
+    question = [] if option == "--text" else ["Hello"]
+    assert "not valid Unicode" in complaint(
+        "chat", "--model", MODEL, option, "caf\udce9", *question
+    )
+
+
 @pytest.mark.parametrize("pictures", [0, 2])
 def test_boxes_need_exactly_one_picture(chat_complaint: Complaint, tmp_path: Path, pictures: int):
     given = ["--image", PICTURE] * pictures
@@ -97,7 +130,11 @@ def test_boxes_need_exactly_one_picture(chat_complaint: Complaint, tmp_path: Pat
 def test_boxes_need_a_picture_file_in_a_folder_that_exists(
     chat_complaint: Complaint, tmp_path: Path
 ):
-    for target in (tmp_path / "boxes.xyz", tmp_path / "nowhere" / "boxes.png"):
+    for target in (
+        tmp_path / "boxes.xyz",
+        tmp_path / "boxes.mpg",
+        tmp_path / "nowhere" / "boxes.png",
+    ):
         assert str(target) in chat_complaint("--image", PICTURE, "--save-boxes", target)
 
 

@@ -3,6 +3,7 @@
 torch is imported when a function needs it, so that `--help` does not wait for it.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from internvl2.config import DTypeName
@@ -103,7 +104,6 @@ def _accelerator_has_bf16(device: "torch.device") -> bool:
 def _available_host_memory() -> int:
     """Memory that programs can take without swapping, within the control group's limit."""
     import os
-    from pathlib import Path
 
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -113,7 +113,17 @@ def _available_host_memory() -> int:
         available = int(fields["MemAvailable"].split()[0]) * 1024
     else:
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
-        available = min(available, int(limit.read_text()) - int(used.read_text()))
-    return available
+    return min(available, _room_in_group(Path("/sys/fs/cgroup"), available))
+
+
+def _room_in_group(group: Path, otherwise: int) -> int:
+    """What a control group's limit leaves; cached files count as free, they make room."""
+    paths = [group / f"memory.{name}" for name in ("max", "current", "stat")]
+    if not all(path.exists() for path in paths):
+        return otherwise
+    limit, used, stat = (path.read_text().strip() for path in paths)
+    if not limit.isdigit():
+        return otherwise
+    fields = dict(line.split() for line in stat.splitlines())
+    cached = int(fields.get("active_file", 0)) + int(fields.get("inactive_file", 0))
+    return int(limit) - int(used) + cached

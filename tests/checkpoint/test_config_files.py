@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,15 @@ def test_inert_settings_are_accepted(tiny, tmp_path, kind, changes):
         ("qwen3", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ("llama", {"architectures": ["Qwen3MoeForCausalLM"]}, "a mixture of experts"),
         ("llama", {"architectures": ["GptOssForCausalLM"]}, "'GptOssForCausalLM' is not supported"),
+        (
+            "llama",
+            {"num_attention_heads": 0},
+            "num_attention_heads is 0; it must be",
+        ),
+        ("llama", {"num_hidden_layers": 0}, r"config\.json: DecoderConfig\.num_layers is 0"),
+        ("llama", {"rope_theta": float("nan")}, "rope_theta is nan; it must be finite"),
+        ("qwen2", {"sliding_window": "8"}, "sliding_window is '8'; it must be a whole number"),
+        ("phi3", {"original_max_position_embeddings": 0}, "it must be a whole number above 0"),
         ("llama", {"vocab_size": "many"}, "vocab_size is 'many'; it must be a whole number"),
     ],
 )
@@ -114,3 +124,26 @@ def test_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": ')
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "5", '{"a":' * 3000])
+def test_config_that_is_no_object_is_named(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json (holds|is damaged)"):
+        read_config(tmp_path)
+
+
+def test_null_key_value_heads_are_as_many_as_heads(tiny, tmp_path):
+    decoder = rewritten(tiny("qwen2"), tmp_path, num_key_value_heads=None).decoder
+    assert decoder.num_kv_heads == decoder.num_heads
+
+
+@pytest.mark.parametrize("entry", [None, {"content": "<IMG_CONTEXT>"}, {"id": 1.5}])
+def test_damaged_added_token_is_passed_over_or_named(entry, tiny, tmp_path):
+    write_config(replace(tiny("qwen2"), image_token_id=None), tmp_path, "opengvlab")
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [entry]}))
+    if entry and "content" in entry:
+        with pytest.raises(ValueError, match=r"the id of <IMG_CONTEXT> is None"):
+            read_config(tmp_path)
+    else:
+        assert read_config(tmp_path).image_token_id is None

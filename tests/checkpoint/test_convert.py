@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -125,14 +126,35 @@ def test_destination_that_is_not_empty_is_refused(source, tmp_path):
     assert os.listdir(tmp_path / "new") == ["precious"]
 
 
+def test_destination_that_cannot_be_replaced_is_an_early_error(source, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    with pytest.raises(ValueError, match="link is a link; give a directory that does not exist"):
+        convert(source, tmp_path / "link", "hf")
+    with pytest.raises(ValueError, match="/proc is a mount point"):
+        convert(source, "/proc", "hf")
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ValueError, match="is the current directory"):
+        convert(source, ".", "hf")
+
+
+def test_what_a_layout_cannot_say_is_an_error_before_writing(tiny, tmp_path, monkeypatch):
+    model = random_model(dataclasses.replace(tiny("internlm2"), ps_version="v1"))
+    save(model, None, tmp_path / "source", "opengvlab")
+    monkeypatch.setattr(module, "write_weights", None)
+    with pytest.raises(ValueError, match="knows only ps_version v2"):
+        convert(tmp_path / "source", tmp_path / "new", "hf")
+
+
 def test_full_disk_is_an_early_error(source, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ValueError, match=r"needs 0\.00 GB of disk; .* has 0\.00 GB free"):
+    with pytest.raises(ValueError, match=r"needs 0\.07 GB of disk; .* has 0\.00 GB free"):
         convert(source, tmp_path / "new", "hf")
     assert sorted(os.listdir(tmp_path)) == ["source"]
 
 
+@pytest.mark.wrong_types
 def test_unknown_layout_is_an_error(source, tmp_path):
     with pytest.raises(ValueError, match="unknown layout 'gguf'; known: opengvlab, hf, paddlemix"):
         convert(source, tmp_path / "new", "gguf")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file as save_numpy
+from safetensors.torch import save_file
 
 from internvl2.checkpoint.config_files import write_config
 from internvl2.checkpoint.files import open_weights
@@ -83,14 +84,14 @@ def test_torch_file_with_code_is_refused(saved):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "internlm2"])
-def test_paddle_safetensors_load_under_their_own_prefix(saved, tiny, kind, dtype):
+def test_paddle_safetensors_load_under_either_prefix(saved, tiny, kind, dtype):
     directory = saved("paddlemix", kind, dtype=dtype)
 
     def write(tensors):
         renamed = {
-            name.replace("language_model.model.", f"language_model.{kind}.")
-            if kind != "internlm2"
-            else name: np.ascontiguousarray(as_numpy(tensor))
+            name.replace(f"language_model.{kind}.", "language_model.model."): np.ascontiguousarray(
+                as_numpy(tensor)
+            )
             for name, tensor in tensors.items()
         }
         save_numpy(renamed, directory / "model.safetensors", metadata={"format": "np"})
@@ -129,6 +130,46 @@ def test_arrays_by_columns_and_in_slices_load(saved, tiny):
 
     replace_weights(directory, write)
     assert_same(directory, tiny)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        5,
+        {"x": {}},
+        {"x": {"slices": ["absent"], "OriginShape": [1]}},
+        {"x": {"slices": [], "OriginShape": [0]}},
+        {"x": {"slices": ["whole"], "OriginShape": [7]}},
+    ],
+)
+def test_wrong_table_of_slices_is_one_clear_error(table, tmp_path):
+    content = {"whole": np.zeros(3, np.float32), "UnpackBigParamInfor@@": table}
+    (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps(content, protocol=4))
+    with pytest.raises(ValueError, match=r"pdparams is damaged: its table of slices is wrong"):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"I\xff\n.", b"\x80\xce.", b"0.", b"K\x01\x85R."])
+@pytest.mark.parametrize("name", ["model_state.pdparams", "pytorch_model.bin"])
+def test_nonsense_instead_of_a_pickle_is_one_clear_error(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged or"):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"x": torch.zeros(2, dtype=torch.int32)}, "x is int32, strided; it must be dense"),
+        ({"x": torch.zeros(2, dtype=torch.complex64)}, "x is complex64, strided"),
+        ({"x": torch.zeros(2).to_sparse()}, "x is float32, sparse_coo"),
+        ({5: torch.zeros(2)}, "a tensor is named 5; it must be a string"),
+    ],
+)
+def test_torch_file_with_tensors_that_are_no_weights_is_refused(tensors, message, tmp_path):
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=message):
+        open_weights(tmp_path)
 
 
 class Hostile:
@@ -218,6 +259,18 @@ def test_missing_extra_and_misshapen_tensors_are_all_named(saved):
         load_model(directory)
 
 
+def test_a_parameter_under_two_names_is_an_error(saved):
+    directory = saved("hf", shard=10**9)
+
+    def write(tensors):
+        again = {"language_model.lm_head.weight": torch.zeros_like(tensors["lm_head.weight"])}
+        save_file(tensors | again, directory / "model.safetensors")
+
+    replace_weights(directory, write)
+    with pytest.raises(ValueError, match=r"same parameter twice: .*lm_head\.weight and"):
+        load_model(directory)
+
+
 def test_rotary_tables_of_old_releases_are_passed_over(saved, tiny):
     directory = saved(shard=10**9)
 
@@ -300,6 +353,54 @@ def test_lora_of_vision_and_decoder_is_merged(saved, tiny):
     assert all(torch.equal(tensor, before[name]) for name, tensor in merged.items())
     (directory / "config.json").write_text(json.dumps(config | {"use_backbone_lora": 4}))
     with pytest.raises(ValueError, match=r"config\.json gives rank 4"):
+        load_model(directory)
+
+
+WRAPPED = "language_model.base_model.model.model.layers.0.self_attn.o_proj"
+
+
+@pytest.fixture
+def adapted(saved):
+    """`adapted({"lora_A.weight": tensor})`: a checkpoint with an adapter on one matrix."""
+
+    def make(additions):
+        directory = saved(shard=10**9)
+
+        def write(tensors):
+            wrapped = {
+                name.replace("language_model.", "language_model.base_model.model.", 1): tensor
+                for name, tensor in tensors.items()
+            }
+            added = {f"{WRAPPED}.{name}": tensor for name, tensor in additions.items()}
+            save_file(wrapped | added, directory / "model.safetensors")
+
+        replace_weights(directory, write)
+        return directory
+
+    return make
+
+
+@pytest.mark.parametrize("adapter", [".default", "", ".mine"])
+def test_adapters_of_any_name_are_merged(adapter, adapted, tiny):
+    down, up = torch.randn(3, 32), torch.randn(32, 3)
+    directory = adapted({f"lora_A{adapter}.weight": down, f"lora_B{adapter}.weight": up})
+    name = "decoder.layers.0.attention.o.weight"
+    before = random_model(tiny("qwen2")).state_dict()[name]
+    assert torch.allclose(load_model(directory).state_dict()[name], before + 2 * up @ down)
+
+
+@pytest.mark.parametrize(("down", "up"), [((3, 5), (32, 3)), ((3, 32), (5, 3)), ((3,), (32, 3))])
+def test_misshapen_adapter_is_named(down, up, adapted):
+    directory = adapted({"lora_A.weight": torch.ones(down), "lora_B.weight": torch.ones(up)})
+    with pytest.raises(ValueError, match=r"the adapter of .*o_proj\.weight \[32, 32\] is \["):
+        load_model(directory)
+
+
+@pytest.mark.parametrize("again", ["base_layer.weight", "lora_B.other.weight"])
+def test_two_tensors_for_one_place_of_an_adapter_are_named(again, adapted):
+    factors = {"lora_A.default.weight": (3, 32), "lora_B.default.weight": (32, 3), again: (32, 3)}
+    directory = adapted({name: torch.ones(shape) for name, shape in factors.items()})
+    with pytest.raises(ValueError, match="are for one place"):
         load_model(directory)
 
 

@@ -35,7 +35,7 @@ def test_every_parameter_has_one_rule(tiny, kind, layout):
     assert sorted(name for rule in table for name in rule.ours) == sorted(shapes)
     stored = [name for rule in table for name in rule.theirs]
     assert len(stored) == len(set(stored))
-    assert [canonical_name(name, layout) for name in stored] == stored
+    assert [canonical_name(name, layout, config) for name in stored] == stored
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -87,9 +87,21 @@ def test_paddle_stores_the_transposed_of_what_it_joins():
         ("language_model.model.norm.weight", "hf", "model.language_model.norm.weight"),
         ("language_model.lm_head.weight", "hf", "lm_head.weight"),
         ("multi_modal_projector.linear_1.bias", "hf", "model.multi_modal_projector.linear_1.bias"),
-        ("language_model.qwen2.norm.weight", "paddlemix", "language_model.model.norm.weight"),
-        ("language_model.llama.norm.weight", "paddlemix", "language_model.model.norm.weight"),
+        ("language_model.model.norm.weight", "paddlemix", "language_model.qwen2.norm.weight"),
     ],
 )
-def test_other_spellings_of_names_are_known(name, layout, canonical):
-    assert canonical_name(name, layout) == canonical
+def test_other_spellings_of_names_are_known(name, layout, canonical, tiny):
+    assert canonical_name(name, layout, tiny("qwen2")) == canonical
+
+
+@pytest.mark.parametrize("kind", ["internlm2", "qwen2", "qwen3", "llama", "phi3"])
+def test_paddle_layout_is_written_under_the_prefixes_that_paddle_reads(kind, tiny):
+    config = tiny(kind)
+    prefix = kind if kind in ("qwen2", "llama") else "model"
+    stored = [
+        name
+        for rule in rules("paddlemix", config, parameter_shapes(config))
+        for name in rule.theirs
+        if name.startswith("language_model.") and name.count(".") > 2
+    ]
+    assert {name.split(".")[1] for name in stored} == {prefix}

@@ -73,3 +73,10 @@ def test_cutting_pieces_equals_cutting_the_whole_at_the_first_stop_to_complete(t
         assert whole.startswith(found)
         assert any(whole[len(found) :].startswith(stop) for stop in stops)
         assert not any(stop in found for stop in stops)
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=5), max_size=3))
+def test_overlapping_stop_texts_end_the_answer_alike_in_tokens_of_any_size(text, stops):
+    whole = "".join(deltas([text], stops))
+    assert "".join(deltas(list(text), stops)) == whole
+    assert "".join(deltas([text[:5], text[5:]], stops)) == whole

@@ -112,3 +112,64 @@ def test_synchronous_callers_of_several_threads_and_asynchronous_ones_get_along(
     for thread in threads:
         thread.join(timeout=20)
     assert found == [wanted] * 5
+
+
+def test_a_closed_engine_starts_no_thread(make_engine, make_prompt):
+    engine = make_engine()
+    engine.close()
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="the engine is closed"):
+        asyncio.run(tokens_of(engine, make_prompt([1])))
+    assert threading.active_count() == before
+
+
+def test_a_request_that_comes_while_the_engine_closes_is_aborted(make_engine, make_prompt):
+    engine = make_engine()
+    reasons = []
+    check = engine.scheduler.check
+    engine.scheduler.check = lambda sequence: (check(sequence), engine.close())
+    reasons += [output.finish_reason for output in engine.stream(make_prompt([1]), TEN)]
+    assert reasons == ["abort"]
+
+
+def test_a_fault_ends_the_requests_of_its_step_and_none_that_wait(
+    make_engine, make_prompt, monkeypatch
+):
+    engine = make_engine(max_sequences=1)
+    run = engine.runner.run
+
+    def fail_for_first(step):
+        if any(chunk.sequence.id == 0 for chunk in step.chunks):
+            raise KeyError("broken")
+        return run(step)
+
+    monkeypatch.setattr(engine.runner, "run", fail_for_first)
+    added = engine.add(make_prompt([5]), TEN)
+
+    async def ask_both():
+        asked = (tokens_of(engine, make_prompt([n])) for n in (1, 2))
+        return await asyncio.gather(*asked)
+
+    assert added == 0
+    assert [len(tokens) for tokens in asyncio.run(ask_both())] == [10, 10]
+    with pytest.raises(KeyError, match="broken"):
+        engine.step()
+    assert not engine.has_work
+
+
+def test_a_synchronous_caller_does_not_get_the_error_of_another(
+    make_engine, make_prompt, monkeypatch
+):
+    engine = make_engine(max_sequences=1)
+    run = engine.runner.run
+
+    def fail_for_first(step):
+        if step.chunks[0].sequence.id == 0:
+            raise KeyError("broken")
+        return run(step)
+
+    monkeypatch.setattr(engine.runner, "run", fail_for_first)
+    engine.add(make_prompt([5]), TEN)
+    assert engine.answer(make_prompt([1]), TEN).finish_reason == "length"
+    with pytest.raises(KeyError, match="broken"):
+        engine.step()

@@ -1,5 +1,8 @@
 """A conversation remembers its turns, and nothing of a turn that failed."""
 
+import threading
+import time
+
 import pytest
 
 from internvl2.engine.sequence import SamplingParams
@@ -63,3 +66,18 @@ def test_pictures_and_a_video_come_before_the_text(make_engine):
 def test_one_picture_without_a_list_is_refused(make_engine):
     with pytest.raises(ValueError, match="must be a list of pictures"):
         make_engine().chat().ask("what?", images="a.jpg")
+
+
+def test_an_answer_that_closing_cut_off_is_not_remembered(make_engine, monkeypatch):
+    engine = make_engine()
+    chat = engine.chat(params=SamplingParams(max_tokens=300, ignore_eos=True))
+    running = threading.Event()
+    run = engine.runner.run
+    monkeypatch.setattr(
+        engine.runner, "run", lambda step: (running.set(), time.sleep(0.005), run(step))[2]
+    )
+    closing = threading.Thread(target=lambda: (running.wait(5), engine.close()))
+    closing.start()
+    assert chat.ask("hello").finish_reason == "abort"
+    closing.join()
+    assert chat.messages == []

@@ -1,5 +1,8 @@
 """Asking, streaming, batching, stopping and aborting, from one caller or from many."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -122,9 +125,56 @@ def test_many_more_requests_than_places_are_answered_in_order(make_engine, make_
     assert [len(a.token_ids) for a in answers] == [1 + n % 5 for n in range(20)]
 
 
-def test_too_few_params_are_an_error(make_engine, make_prompt):
-    with pytest.raises(ValueError, match="there are 1 params but more requests"):
+def test_too_few_or_too_many_params_are_an_error(make_engine, make_prompt):
+    with pytest.raises(ValueError, match="there are 1 params but 2 requests"):
         make_engine().generate([make_prompt([1]), make_prompt([2])], [TEN])
+
+    with pytest.raises(ValueError, match="there are 0 params but 1 requests"):
+        make_engine().generate([make_prompt([1])], [])
+    with pytest.raises(ValueError, match="there are 2 params but 1 requests"):
+        make_engine().generate([make_prompt([1])], [TEN, TEN])
+
+
+def changed_prompts(make_prompt):
+    picture = make_prompt([4], [(1, 2)])
+    small = np.zeros((2, 28, 28, 3), np.uint8)
+    longer = (replace(picture.media[0], stop=99),)
+    return {
+        "token 100; the model has tokens 0 to 99": make_prompt([5, 100]),
+        "token -1; the model": make_prompt([5, -1]),
+        "this model takes \\(56, 56, 3\\)": replace(picture, tiles=small),
+        "2 tiles needs 8 tokens": replace(picture, media=longer),
+    }
+
+
+def test_a_prompt_that_the_model_cannot_read_fails_alone(make_engine, make_prompt):
+    engine = make_engine()
+    other = engine.add(make_prompt([1, 2]), TEN)
+    for message, prompt in changed_prompts(make_prompt).items():
+        with pytest.raises(ValueError, match=message):
+            engine.answer(prompt, TEN)
+    reasons = {o.sequence_id: o.finish_reason for o in drain(engine)}
+    assert reasons == {other: "length"}
+
+
+def test_a_stop_token_that_the_model_does_not_have_is_refused(make_engine, make_prompt):
+    params = SamplingParams(stop_token_ids=(100,), min_tokens=2)
+    with pytest.raises(ValueError, match="stop_token_ids has 100; the model has 100 tokens"):
+        make_engine().answer(make_prompt([1]), params)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_sequences", 0), ("max_batch_tokens", 0), ("vision_tiles", 0)],
+)
+def test_sizes_of_nothing_are_refused(make_engine, name, value):
+    with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
+        make_engine(**{name: value})
+
+
+def test_a_vision_cache_of_less_than_nothing_is_refused(make_engine):
+    with pytest.raises(ValueError, match="vision cache has -1 bytes"):
+        make_engine(vision_cache_bytes=-1)
 
 
 def test_a_failing_device_ends_the_requests_of_the_step_and_no_others(
@@ -182,3 +232,12 @@ def test_aborted_requests_free_every_block(make_engine, make_prompt, requests, a
     pool = engine.scheduler.cache.pool
     assert pool.num_free == pool.num_blocks
     assert not engine.runner.vision.num_held
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize(
+    "request_", ["hi", Message.user("hi"), ["hi"], [{"role": "user", "content": "hi"}]]
+)
+def test_what_is_no_conversation_is_refused_in_one_line(make_engine, request_):
+    with pytest.raises(ValueError, match=r"a conversation (is a list of Message|has a)"):
+        make_engine().answer(request_, TEN)

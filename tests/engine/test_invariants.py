@@ -141,3 +141,14 @@ def test_an_unseeded_request_varies(make_engine, prompts):
     params = SamplingParams(max_tokens=12, temperature=2.0, ignore_eos=True)
     answers = engine.generate([prompts[0]] * 4, params)
     assert len({answer.token_ids for answer in answers}) > 1
+
+
+@pytest.mark.parametrize("pad_decodes", [False, True])
+@pytest.mark.parametrize("budget", [3, 64])
+def test_numbers_that_overflowed_in_a_freed_block_reach_nobody(
+    make_engine, prompts, pad_decodes, budget
+):
+    engine = make_engine(max_sequences=3, max_batch_tokens=budget, pad_decodes=pad_decodes)
+    for cached in (engine.runner.keys, engine.runner.values):
+        cached[:, : engine.plan.num_blocks] = torch.nan
+    assert_same(results(engine, prompts), single(make_engine, prompts, "plain"))

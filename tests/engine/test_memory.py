@@ -1,6 +1,7 @@
 """What will not fit is refused before anything is loaded, with the numbers and what would fit."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -94,3 +95,22 @@ def test_a_rotary_kind_that_adapts_has_room_beyond_a_small_limit():
     decoder = dataclasses.replace(CONFIG.decoder, max_positions=47, rotary=rotary)
     assert longest_context(dataclasses.replace(CONFIG, decoder=decoder)) == 8192
     assert longest_context(CONFIG) == 32768
+
+
+@pytest.mark.parametrize("size", ["max_context", "cache_tokens"])
+@pytest.mark.parametrize("free", [5.9, 6.0, 6.1037])
+def test_the_advised_size_fits_and_one_more_block_does_not(size, free):
+    with pytest.raises(NotEnoughMemory) as caught:
+        make_plan(free, CPU, **{size: 65536})
+    found = re.search(rf"at most (\d+) tokens \({size}\)", str(caught.value))
+    assert found is not None
+    most = int(found[1])
+    assert make_plan(free, CPU, **{size: most}).cache_tokens >= most
+    with pytest.raises(NotEnoughMemory):
+        make_plan(free, CPU, **{size: most + REQUEST.block_size})
+
+
+def test_a_smaller_dtype_is_offered_only_where_it_would_fit():
+    with pytest.raises(NotEnoughMemory) as caught:
+        make_plan(1, CPU, torch.float32, max_context=32768)
+    assert "bfloat16" not in str(caught.value)

@@ -127,3 +127,15 @@ def test_the_logits_themselves_are_not_changed():
     before = logits.clone()
     choose(logits, row([1], repetition_penalty=2.0, min_tokens=5))
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-38, 1e-40, 5e-324])
+def test_a_temperature_near_zero_takes_the_most_probable_token(temperature):
+    logits = torch.tensor([[1.0, 3.0, 9.0, -2.0, 6.0]])
+    assert choose(logits, row(temperature=temperature, seed=1)) == [2]
+
+
+def test_enormous_wishes_mean_no_limit():
+    wishes = {"top_k": 2**80, "no_repeat_ngram_size": 2**80, "temperature": 1.0, "seed": 1}
+    logits = torch.randn(1, 50)
+    assert choose(logits, row(**wishes)) == choose(logits, row(temperature=1.0, seed=1))

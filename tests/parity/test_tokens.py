@@ -92,6 +92,13 @@ def test_golden_strings_give_the_same_ids_and_text(vocabulary):
         assert official_text(tokenizer, text["ids"], tokenizer.special_ids) == text["decode"]
 
 
+def test_hashes_are_not_merged_as_in_the_release_the_family_was_trained_with(data):
+    for name in ("qwen2", "qwen2.5"):
+        tokenizer = tokenizer_of(data("tokenizers", name))
+        assert tokenizer.encode("## Title") == [2, 2, 10869]
+        assert tokenizer.encode("#pragma") == [2, 6015]
+
+
 def test_golden_special_tokens_have_the_published_ids(vocabulary):
     tokenizer, golden = vocabulary
     assert {text: tokenizer.id_of(text) for text in golden["special"]} == golden["special"]

@@ -112,7 +112,8 @@ def test_a_model_without_dynamic_tiles_takes_one_per_picture(checkpoint):
 def test_a_prompt_beyond_the_context_is_an_error_with_the_numbers(processor):
     message = Message.user(Picture(WIDE), "What?")
     length = len(processor.encode([message]).token_ids)
-    with pytest.raises(ValueError, match=rf"has {length} tokens .*holds {length - 1}; with max_t"):
+    told = rf"has {length} tokens .*room for {length - 1}; with max_tiles"
+    with pytest.raises(ValueError, match=told):
         processor.encode([message], options=EncodeOptions(max_context=length - 1))
 
 

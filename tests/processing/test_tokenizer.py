@@ -6,6 +6,7 @@ import unicodedata
 from functools import lru_cache
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -110,6 +111,18 @@ def test_long_texts_are_encoded_quickly(tokenizer, text):
     begin = time.perf_counter()
     tokenizer.encode(text)
     assert time.perf_counter() - begin < 3
+
+
+@pytest.mark.parametrize(("added", "ids"), [("<img>", [0, 0]), ("<think>", [1])])
+def test_merges_that_begin_with_a_hash_count_from_qwen3_on(tmp_path, added, ids):
+    (tmp_path / "vocab.json").write_text(json.dumps({"#": 0, "##": 1}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n# #\n")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({added: 2}))
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    assert tokenizer.encode("##") == ids
+    tokenizer.save(tmp_path / "hf", "hf")
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
+    assert library.encode("##").ids == ids
 
 
 def test_a_directory_without_tokenizer_is_named(tmp_path):

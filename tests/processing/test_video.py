@@ -123,6 +123,27 @@ def test_bounds_are_in_seconds(clip):
     assert max(numbers(clip, 4, end=3.0)) <= 30
 
 
+def test_a_start_within_the_last_frame_is_the_last_frame(clip):
+    assert numbers(clip, 2, start=5.98) == [59, 59]
+    assert "lasts 6.00 s" in fault(clip, start=6.0)
+
+
+def test_the_animation_of_a_start_outside_is_not_called_damaged():
+    frames = [Image.new("RGB", (8, 8), (20 * i, 0, 0)) for i in range(4)]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    assert "damaged" not in fault(file.getvalue(), start=1.0)
+
+
+def test_frames_whose_keyframe_was_cut_off_are_replaced_by_the_first_that_can_be_decoded():
+    content = encode(form="mpegts")
+    packet = 188
+    frames = read_frames(content[packet * 12 :], 60)
+    shown = [number_of(image) for image in frames.images]
+    assert shown == sorted(shown)
+    assert shown[0] == 12
+
+
 def test_an_end_behind_the_video_is_its_end(clip):
     assert numbers(clip, 4, start=1.0, end=500.0) == sample_indices((1.0, 5.9), 10.0, 59, 4)
 
@@ -216,6 +237,10 @@ def test_arrays_that_are_not_frames_are_refused():
 )
 def test_bounds_that_make_no_sense_are_refused(clip, bounds, what):
     assert what in fault(clip, **bounds)
+
+
+def test_more_frames_than_any_context_holds_are_refused(clip):
+    assert "at most 1024" in fault(clip, 1025)
 
 
 def test_no_frames_at_all_cannot_be_asked_for(clip):

@@ -2,7 +2,8 @@
 
 It saves a wrapped model as it is: `language_model.base_model.model.….base_layer.weight` with
 `lora_A.default.weight` and `lora_B.default.weight` beside it, and only the rank in config.json. Its
-alpha is always twice the rank (`wrap_llm_lora`), so the weight meant is base + 2 B A.
+alpha is always twice the rank (`wrap_llm_lora`), so the weight meant is base + 2 B A. PEFT may also
+leave `default` out, or have another adapter's name there.
 """
 
 import re
@@ -15,7 +16,7 @@ from internvl2.checkpoint.files import Stored, TensorSource
 
 SCALE = 2.0
 _WRAPPED = re.compile(r"^(language_model|vision_model)\.base_model\.model\.")
-_ADAPTER = re.compile(r"\.lora_([AB])\.default\.weight$")
+_ADAPTER = re.compile(r"\.lora_([AB])(\.\w+)?\.weight$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,31 +57,40 @@ def merged(source: TensorSource, vision_rank: int, decoder_rank: int) -> TensorS
         plain = _WRAPPED.sub(r"\1.", name)
         part = _ADAPTER.search(plain)
         if part:
-            factors.setdefault(_ADAPTER.sub(".weight", plain), {})[part[1]] = name
+            _add(source, factors.setdefault(_ADAPTER.sub(".weight", plain), {}), part[1], name)
         else:
-            originals[plain.replace(".base_layer.", ".")] = name
-    pairs = {
-        plain: _pair(source, plain, parts, vision_rank, decoder_rank)
-        for plain, parts in factors.items()
-    }
-    for plain in pairs:
-        if plain not in originals:
-            raise ValueError(f"{source.stored[pairs[plain].up].file}: adapter without {plain}")
+            _add(source, originals, plain.replace(".base_layer.", "."), name)
     stored = {plain: source.stored[name] for plain, name in originals.items()}
+    pairs = {}
+    for plain, parts in factors.items():
+        if plain not in stored:
+            raise ValueError(
+                f"{source.stored[next(iter(parts.values()))].file}: adapter without {plain}"
+            )
+        rank = vision_rank if plain.startswith("vision_model.") else decoder_rank
+        pairs[plain] = _pair(source, plain, parts, stored[plain].shape, rank)
     return Merged(source, originals, pairs, stored)
 
 
+def _add(source: TensorSource, found: dict[str, str], key: str, name: str) -> None:
+    """Note a tensor's name; two for the same place would make one of them count for nothing."""
+    if key in found:
+        raise ValueError(f"{source.stored[name].file}: {found[key]} and {name} are for one place")
+    found[key] = name
+
+
 def _pair(
-    source: TensorSource, plain: str, parts: dict[str, str], vision_rank: int, decoder_rank: int
+    source: TensorSource, plain: str, parts: dict[str, str], shape: tuple[int, ...], rank: int
 ) -> Pair:
-    """The factors of one adapter, of the rank that config.json gives."""
+    """The factors of one adapter of a matrix, of the rank that config.json gives (0: any)."""
     if len(parts) != 2:
         raise ValueError(f"the adapter of {plain} has lora_{next(iter(parts))} only")
     down, up = source.stored[parts["A"]], source.stored[parts["B"]]
-    rank = vision_rank if plain.startswith("vision_model.") else decoder_rank
-    if down.shape[0] != up.shape[1] or rank not in (0, down.shape[0]):
+    found = rank or next(iter(down.shape), 0)
+    wanted = [(found, *shape[1:]), (*shape[:1], found)]
+    if [down.shape, up.shape] != wanted:
         raise ValueError(
-            f"{down.file}: the adapter of {plain} is {list(down.shape)} and {list(up.shape)}; "
-            f"config.json gives rank {rank}"
+            f"{down.file}: the adapter of {plain} {list(shape)} is {list(down.shape)} and "
+            f"{list(up.shape)}; config.json gives rank {rank}"
         )
     return Pair(parts["A"], parts["B"])

@@ -29,12 +29,21 @@ def read_config(directory: str | Path) -> InternVLConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds no config.json; it is not a checkpoint")
     section = read_json(path)
+    try:
+        return _described(section, directory)
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _described(section: Section, directory: Path) -> InternVLConfig:
     if is_hf(section):
         return _read_hf(section, directory)
     if section.values.get("model_type") == "internvl_chat" or "llm_config" in section.values:
         return _read_opengvlab(section, directory)
     raise ValueError(
-        f"{path} describes a model of type {section.values.get('model_type')!r}; "
+        f"{section.place} describes a model of type {section.values.get('model_type')!r}; "
         "supported: internvl_chat (OpenGVLab, PaddleMIX) and internvl (transformers)"
     )
 
@@ -63,6 +72,12 @@ def write_config(
         values, language = _opengvlab_values(config, key), "llm_config"
     values[language] |= {"bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad}
     write_json(Path(directory) / "config.json", values)
+
+
+def require_expressible(config: InternVLConfig, layout: Layout) -> None:
+    """Raise where a layout has no words for a model, before anything of it is written."""
+    if layout == "hf" and config.ps_version != "v2":
+        raise ValueError("transformers knows only ps_version v2; this model has v1")
 
 
 def is_hf(section: Section) -> bool:
@@ -229,8 +244,7 @@ def _read_hf_vision(section: Section) -> VisionConfig:
 
 
 def _hf_values(config: InternVLConfig) -> dict[str, Any]:
-    if config.ps_version != "v2":
-        raise ValueError("transformers knows only ps_version v2; this model has v1")
+    require_expressible(config, "hf")
     vision, kind = config.vision, config.decoder.kind
     text_kind: DecoderKind = "llama" if kind == "internlm2" else kind
     values: dict[str, Any] = {
@@ -333,11 +347,21 @@ def _image_token_id(section: Section, directory: Path) -> int | None:
         path = directory / name
         listed = read_json(path).values.get(key) if path.is_file() else None
         if isinstance(listed, dict):
-            listed = [{"id": int(token_id), **entry} for token_id, entry in listed.items()]
-        for entry in listed or []:
-            if entry.get("content") == IMAGE_TOKEN:
-                return int(entry["id"])
+            listed = [
+                {**entry, "id": token_id}
+                for token_id, entry in listed.items()
+                if isinstance(entry, dict)
+            ]
+        for entry in listed if isinstance(listed, list) else []:
+            if isinstance(entry, dict) and entry.get("content") == IMAGE_TOKEN:
+                return _id(path, entry.get("id"))
     return None
+
+
+def _id(path: Path, value: object) -> int:
+    if not str(value).isdecimal():
+        raise ValueError(f"{path}: the id of {IMAGE_TOKEN} is {value!r}; it must be a whole number")
+    return int(str(value))
 
 
 def tied_embeddings(directory: str | Path) -> bool:

@@ -22,7 +22,13 @@ from internvl2.checkpoint.companions import (
     token_ids,
     write_companions,
 )
-from internvl2.checkpoint.config_files import LAYOUTS, Layout, read_config, write_config
+from internvl2.checkpoint.config_files import (
+    LAYOUTS,
+    Layout,
+    read_config,
+    require_expressible,
+    write_config,
+)
 from internvl2.checkpoint.hub import resolve
 from internvl2.checkpoint.layouts import rules
 from internvl2.checkpoint.source import Checkpoint, open_checkpoint
@@ -69,6 +75,7 @@ def convert(
     _check_request(Path(destination), layout, dtype, max_shard_bytes)
     directory = resolve(source, revision=revision)
     config = read_config(directory)
+    require_expressible(config, layout)
     checkpoint = open_checkpoint(directory, config)
     stored = dtype or dtype_name(checkpoint.dtype())
     processor = Processor.from_directory(directory, config) if has_tokenizer(directory) else None
@@ -112,7 +119,14 @@ def building(destination: Path) -> Iterator[Path]:
 
 
 def require_free(destination: Path) -> None:
-    """Raise unless nothing is at `destination`, or an empty directory."""
+    """Raise unless nothing is at `destination`, or an empty directory that can be replaced."""
+    for what, is_so in (
+        ("a link", destination.is_symlink()),
+        ("a mount point", destination.resolve().is_mount()),
+        ("the current directory", destination.resolve() == Path.cwd()),
+    ):
+        if is_so:
+            raise ValueError(f"{destination} is {what}; give a directory that does not exist")
     if destination.is_dir():
         if any(destination.iterdir()):
             raise ValueError(f"{destination} is not empty; give a directory that does not exist")
@@ -196,7 +210,7 @@ def _require_space(destination: Path, size: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < size + MARGIN:
         raise ValueError(
-            f"{destination} needs {size / 1e9:.2f} GB of disk; "
+            f"{destination} needs {(size + MARGIN) / 1e9:.2f} GB of disk; "
             f"{existing} has {free / 1e9:.2f} GB free"
         )
 

@@ -51,7 +51,7 @@ def read_decoder(section: Section) -> DecoderConfig:
     vocab, hidden, intermediate, layers, heads, positions, eps = _DEFAULTS[kind]
     _require_supported(section, kind)
     hidden = section.integer("hidden_size", hidden)
-    heads = section.integer("num_attention_heads", heads)
+    heads = section.count("num_attention_heads", heads)
     if kind == "qwen3":
         head_dim = section.integer("head_dim", 128)
     else:
@@ -65,9 +65,7 @@ def read_decoder(section: Section) -> DecoderConfig:
         hidden_size=hidden,
         num_layers=num_layers,
         num_heads=heads,
-        num_kv_heads=section.integer(
-            "num_key_value_heads", 32 if kind in ("qwen2", "qwen3") else heads
-        ),
+        num_kv_heads=section.integer("num_key_value_heads", _usual_kv_heads(section, kind, heads)),
         head_dim=head_dim,
         intermediate_size=section.integer("intermediate_size", intermediate),
         max_positions=max_positions,
@@ -76,6 +74,12 @@ def read_decoder(section: Section) -> DecoderConfig:
         qkv_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",
     )
+
+
+def _usual_kv_heads(section: Section, kind: DecoderKind, heads: int) -> int:
+    """Qwen's configurations assume 32 where the file says nothing; null is as many as heads."""
+    is_null = "num_key_value_heads" in section.values
+    return 32 if kind in ("qwen2", "qwen3") and not is_null else heads
 
 
 def write_decoder(config: DecoderConfig, kind: DecoderKind) -> dict[str, Any]:
@@ -128,8 +132,10 @@ def _require_full_attention(
     section: Section, kind: DecoderKind, max_positions: int, num_layers: int
 ) -> None:
     """A window that no sequence outgrows is inert; any other would change the result."""
-    window = section.values.get("sliding_window")
-    if window is None or window >= max_positions or kind in ("internlm2", "llama"):
+    if section.values.get("sliding_window") is None or kind in ("internlm2", "llama"):
+        return
+    window = section.integer("sliding_window")
+    if window >= max_positions:
         return
     if kind in ("qwen2", "qwen3"):
         if not section.flag("use_sliding_window", False):
@@ -169,12 +175,12 @@ def _read_long_rope(
     section: Section, rope: Section, theta: float, max_positions: int
 ) -> RotaryConfig:
     """Phi-3's rotation (`Phi3SuScaledRotaryEmbedding`): two lists of factors and a scale."""
-    original = section.integer(
+    original = section.count(
         "original_max_position_embeddings",
-        rope.integer("original_max_position_embeddings", 4096),
+        rope.count("original_max_position_embeddings", 4096),
     )
     ratio = max_positions / original
-    scale = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
+    scale = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 < original else 1.0
     return RotaryConfig(
         theta,
         "long",

@@ -1,6 +1,7 @@
 """One section of a JSON file, read with checks: a wrong or missing value is named."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,20 @@ class Section:
             raise ValueError(f"{self.place}: {key} is {value!r}; it must be a whole number")
         return int(value)
 
+    def count(self, key: str, default: int | None = None) -> int:
+        """The whole number above 0 under `key`."""
+        value = self.integer(key, default)
+        if value < 1:
+            raise ValueError(f"{self.place}: {key} is {value}; it must be a whole number above 0")
+        return value
+
     def number(self, key: str, default: float | None = None) -> float:
         """The number under `key`."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{self.place}: {key} is {value!r}; it must be a number")
+        if not math.isfinite(value):
+            raise ValueError(f"{self.place}: {key} is {value!r}; it must be finite")
         return float(value)
 
     def text(self, key: str, default: str | None = None) -> str:
@@ -85,7 +95,7 @@ def read_json(path: Path) -> Section:
     """The object in a JSON file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}; it must hold an object")

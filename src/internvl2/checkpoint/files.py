@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from internvl2.checkpoint.fields import read_json
-from internvl2.checkpoint.pdparams import read_arrays
+from internvl2.checkpoint.pdparams import DAMAGE, read_arrays
 
 SINGLE_FILES = ("model.safetensors", "model_state.pdparams", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"
@@ -101,7 +101,7 @@ class TorchFile:
         zipped = zipfile.is_zipfile(path)
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-        except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        except (pickle.UnpicklingError, *DAMAGE) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "it ends early"
             raise ValueError(f"{path} is damaged or holds more than tensors: {reason}") from None
         if not isinstance(tensors, dict):
@@ -109,6 +109,11 @@ class TorchFile:
         for name, value in tensors.items():
             if not isinstance(value, Tensor):
                 raise ValueError(f"{path}: {name!r} is {type(value).__name__}, not a tensor")
+            if not isinstance(name, str):
+                raise ValueError(f"{path}: a tensor is named {name!r}; it must be a string")
+            if value.layout is not torch.strided or not value.is_floating_point():
+                kind = f"{value.dtype}, {value.layout}".replace("torch.", "")
+                raise ValueError(f"{path}: {name} is {kind}; it must be dense and floating-point")
         self._tensors = tensors
         self.stored = {k: Stored(tuple(x.shape), x.dtype, path) for k, x in tensors.items()}
 

@@ -67,9 +67,12 @@ def rules(layout: Layout, config: InternVLConfig, shapes: Shapes) -> list[Rule]:
     return sorted(found, key=lambda rule: place[rule.ours[0]])
 
 
-def canonical_name(name: str, layout: Layout) -> str:
+def canonical_name(name: str, layout: Layout, config: InternVLConfig) -> str:
     """A file's tensor name in the spelling of the rules: older releases used other prefixes."""
-    for pattern, replacement in _ALIASES[layout]:
+    if layout == "paddlemix":
+        base = _paddle_base(config.decoder)
+        return re.sub(r"^language_model\.(model|qwen2|llama)\.", f"{base}.", name)
+    for pattern, replacement in _HF_ALIASES if layout == "hf" else ():
         renamed, count = re.subn(pattern, replacement, name)
         if count:
             return renamed
@@ -78,7 +81,7 @@ def canonical_name(name: str, layout: Layout) -> str:
 
 def is_ignorable(name: str) -> bool:
     """Whether an extra tensor is a rotary table of an old release, which we compute ourselves."""
-    return name.endswith((".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".sin_cached"))
+    return re.search(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$", name) is not None
 
 
 def head_and_embedding(layout: Layout, config: InternVLConfig) -> tuple[str, str]:
@@ -88,15 +91,11 @@ def head_and_embedding(layout: Layout, config: InternVLConfig) -> tuple[str, str
     return named["decoder.head.weight"], named["decoder.embedding.weight"]
 
 
-_ALIASES: dict[Layout, tuple[tuple[str, str], ...]] = {
-    "opengvlab": (),
-    "paddlemix": ((r"^language_model\.(qwen2|llama)\.", "language_model.model."),),
-    "hf": (
-        (r"^language_model\.lm_head\.", "lm_head."),
-        (r"^language_model\.model\.", "model.language_model."),
-        (r"^(vision_tower|multi_modal_projector|language_model)\.", r"model.\1."),
-    ),
-}
+_HF_ALIASES = (
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^(vision_tower|multi_modal_projector|language_model)\.", r"model.\1."),
+)
 
 _VISION = (
     ("norm1.*", "norm1.*"),
@@ -152,7 +151,10 @@ def _templates(layout: Layout, config: InternVLConfig) -> Iterator[Rule]:
     if layout == "hf":
         everything = chain(_vision_hf(config), _projector_hf(), _decoder_hf(config.decoder))
     else:
-        everything = chain(_vision_official(), _projector_official(), _decoder(config.decoder))
+        base = _paddle_base(config.decoder) if layout == "paddlemix" else "language_model.model"
+        everything = chain(
+            _vision_official(), _projector_official(), _decoder(config.decoder, base)
+        )
     for rule in everything:
         yield _transposed(rule) if layout == "paddlemix" and rule.linear else rule
 
@@ -173,8 +175,14 @@ def _projector_official() -> Iterator[Rule]:
         yield from _named(f"mlp1.{theirs}.*", f"projector.{ours}.*")
 
 
-def _decoder(config: DecoderConfig) -> Iterator[Rule]:
-    base, layer = "language_model.model", "language_model.model.layers.{i}"
+def _paddle_base(config: DecoderConfig) -> str:
+    """PaddleNLP's Qwen2 and Llama have prefixes of their own where the others say `model`."""
+    prefix = config.kind if config.kind in ("qwen2", "llama") else "model"
+    return f"language_model.{prefix}"
+
+
+def _decoder(config: DecoderConfig, base: str) -> Iterator[Rule]:
+    layer = f"{base}.layers.{{i}}"
     if config.kind != "internlm2":
         yield from _decoder_llama(config, base, "language_model.lm_head")
         return

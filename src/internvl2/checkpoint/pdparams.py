@@ -6,7 +6,9 @@ every other name is refused: no code from outside this module is ever called. An
 not read but noted by their place in the file, and mapped when they are wanted.
 """
 
+import math
 import pickle
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,12 @@ _TYPES = {
     "f2": torch.float16,
     "u2": torch.uint16,
 }
+
+DAMAGE = (
+    *(EOFError, LookupError, TypeError, AttributeError, ValueError, OverflowError),
+    *(AssertionError, RuntimeError, struct.error),
+)
+"""What the interpreter of a damaged pickle raises, besides what it means to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,7 @@ def read_arrays(path: Path) -> dict[str, StoredArray]:
             content = _ArrayUnpickler(file, path).load()
         except pickle.UnpicklingError as error:
             raise ValueError(f"{path}: {error}") from None
-        except (EOFError, IndexError, KeyError, TypeError, AttributeError, UnicodeError) as error:
+        except DAMAGE as error:
             reason = str(error) or "it ends early"
             raise ValueError(f"{path} is damaged or incomplete: {reason}") from None
     if not isinstance(content, dict):
@@ -56,10 +64,22 @@ def read_arrays(path: Path) -> dict[str, StoredArray]:
     content.pop(_NAME_TABLE, None)
     sliced = content.pop(_SLICES, {})
     arrays = {str(name): _described(path, str(name), value) for name, value in content.items()}
+    try:
+        return _joined(arrays, sliced)
+    except (LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__} {error}"
+        raise ValueError(f"{path} is damaged: its table of slices is wrong ({reason})") from None
+
+
+def _joined(arrays: dict[str, StoredArray], sliced: dict[str, Any]) -> dict[str, StoredArray]:
+    """The arrays, those that were written in slices (`name@@.0`, ...) whole again."""
     for name, record in sliced.items():
         parts = [arrays.pop(part) for part in record["slices"]]
         pieces = tuple(piece for part in parts for piece in part.pieces)
-        arrays[name] = StoredArray(tuple(record["OriginShape"]), parts[0].dtype, pieces)
+        shape = tuple(record["OriginShape"])
+        if math.prod(shape) != sum(math.prod(part.shape) for part in parts):
+            raise TypeError(f"the slices of {name} do not make {list(shape)}")
+        arrays[name] = StoredArray(shape, parts[0].dtype, pieces)
     return arrays
 
 

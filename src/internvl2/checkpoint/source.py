@@ -66,7 +66,11 @@ def open_checkpoint(directory: Path, config: InternVLConfig) -> Checkpoint:
     layout = find_layout(source, config, directory)
     shapes = parameter_shapes(config)
     table = rules(layout, config, shapes)
-    names = {canonical_name(name, layout): name for name in source.stored}
+    names: dict[str, str] = {}
+    for name in source.stored:
+        first = names.setdefault(canonical_name(name, layout, config), name)
+        if first != name:
+            raise ValueError(f"{directory} holds the same parameter twice: {first} and {name}")
     head, embedding = head_and_embedding(layout, config)
     if head not in names and embedding in names and tied_embeddings(directory):
         names[head] = names[embedding]

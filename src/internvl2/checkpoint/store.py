@@ -8,7 +8,7 @@ from torch import Tensor
 
 from internvl2 import device as devices
 from internvl2.checkpoint.companions import token_ids, write_companions
-from internvl2.checkpoint.config_files import Layout, read_config, write_config
+from internvl2.checkpoint.config_files import Layout, read_config, require_expressible, write_config
 from internvl2.checkpoint.convert import DTYPES, building, dtype_name
 from internvl2.checkpoint.hub import resolve
 from internvl2.checkpoint.layouts import rules
@@ -73,6 +73,7 @@ def save(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a model as a complete checkpoint directory; it must not exist, or be empty."""
+    require_expressible(model.config, layout)
     state = model.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     dtypes = {name: tensor.dtype for name, tensor in state.items()}

@@ -7,7 +7,6 @@ requests were skipped, 2 bad usage or bad input (one line says which), 130 inter
 import contextlib
 import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from internvl2.cli.convert import Convert
 from internvl2.cli.evaluate import Eval
 from internvl2.cli.generate import Generate
 from internvl2.cli.info import Info
+from internvl2.cli.mistakes import as_line
 from internvl2.cli.train import Train, TrainRecipe, parse_train
 
 Command = Chat | Generate | Info | Convert | Train | Eval
@@ -29,6 +29,8 @@ BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code."""
     console.set_up_logging()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Chinese letters
     try:
         command = _parse(sys.argv[1:] if arguments is None else arguments)
         code = command if isinstance(command, int) else command.run()
@@ -68,7 +70,8 @@ def _parse(arguments: Sequence[str]) -> Command | TrainRecipe | int:
             )
     except SystemExit as stop:
         if complaint.getvalue():
-            print(f"internvl2: error: {_without_frame(complaint.getvalue())}", file=sys.stderr)
+            line = as_line(complaint.getvalue(), _command_of(arguments))
+            print(f"internvl2: error: {line}", file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else BAD_INPUT
 
 
@@ -77,9 +80,10 @@ def _complain(error: Exception) -> int:
     return BAD_INPUT
 
 
-def _without_frame(complaint: str) -> str:
-    """tyro's framed message as one line."""
-    return " ".join(re.sub(r"[\u2500-\u257f]+|-{4,}|\x1b\[[0-9;]*m", " ", complaint).split())
+def _command_of(arguments: Sequence[str]) -> str:
+    """The part of a command line that `--help` follows."""
+    known = arguments and arguments[0] in ("chat", "generate", "info", "convert")
+    return f"internvl2 {arguments[0]}" if known else "internvl2"
 
 
 def _discard_standard_output() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, UseAppendAction, arg
 
 from internvl2.cli.loading import LoadedEngine, load_engine, require_model
-from internvl2.cli.options import LoadOptions, MediaOptions, ModelName, SamplingOptions
+from internvl2.cli.options import LoadOptions, MediaOptions, ModelName, SamplingOptions, as_typed
 
 if TYPE_CHECKING:
     from internvl2.engine.sequence import Output
@@ -26,7 +26,7 @@ NO_PICTURE = "None"
 class Chat:
     """Ask about pictures or a video; without a QUESTION, hold a conversation."""
 
-    question: Annotated[Positional[str | None], arg(metavar="[QUESTION]")] = None
+    question: Annotated[Positional[str | None], as_typed("QUESTION")] = None
     """The question; read from standard input where that is a pipe or a file."""
     model: ModelName = None
     """Directory of a checkpoint, hub id (OpenGVLab/InternVL2-2B) or short name (internvl2-2b)."""
@@ -36,9 +36,9 @@ class Chat:
     """A picture; give it once for each picture."""
     video: Annotated[str | None, arg(aliases=("--video-path",), metavar="PATH|URL")] = None
     """A video file, an animation, or a folder of pictures."""
-    text: Annotated[str | None, arg(metavar="QUESTION")] = None
+    text: Annotated[str | None, as_typed("QUESTION")] = None
     """The question, in PaddleMIX's spelling."""
-    system: Annotated[str | None, arg(metavar="TEXT")] = None
+    system: Annotated[str | None, as_typed("TEXT")] = None
     """Instructions before the conversation, instead of the model's own."""
     json: bool = False
     """Print one JSON object: tokens, text, usage, tiles and timings."""
@@ -84,6 +84,8 @@ class Chat:
 
     def _find_question(self) -> str | None:
         """The question; None where a person sits at the terminal."""
+        from internvl2.processing.conversation import Text
+
         given = [text for text in (self.question, self.text) if text is not None]
         if len(given) > 1:
             raise ValueError("the question is given twice, as an argument and with --text")
@@ -91,8 +93,8 @@ class Chat:
             if self.save_boxes is not None:
                 raise ValueError("--save-boxes belongs to one question: give it as an argument")
             return None
-        question = given[0] if given else sys.stdin.read().strip()
-        if not question.strip():
+        question = given[0] if given else _standard_input()
+        if not Text(question).text.strip():
             raise ValueError("the question is empty; give it as an argument or pipe it in")
         return question
 
@@ -139,6 +141,13 @@ class Chat:
         session.pictures.extend(self.pictures)
         session.video = self.video
         session.run()
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the question on standard input is not UTF-8 text: {error}") from None
 
 
 def write(outputs: "Iterator[Output]") -> str:

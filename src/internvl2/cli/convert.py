@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from internvl2.cli.loading import find_directory
+from internvl2.cli.options import as_typed
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +23,12 @@ class Convert:
     """Directory to make; it appears when everything is written and was read back."""
     layout: Literal["opengvlab", "hf", "paddlemix"]
     """opengvlab: as released; hf: for transformers; paddlemix: for PaddleMIX."""
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"] | None,
+        as_typed("", "bfloat16", "float16", "float32"),
+    ] = None
     """Number format to write; the one each tensor is stored in unless given."""
-    revision: Annotated[str | None, arg(metavar="REVISION")] = None
+    revision: Annotated[str | None, as_typed("REVISION")] = None
     """Branch, tag or commit of a checkpoint on the hub."""
     offline: bool = False
     """Use only what was downloaded before."""

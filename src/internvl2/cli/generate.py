@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from internvl2 import console
 from internvl2.cli.loading import load_engine, require_model
-from internvl2.cli.options import LoadOptions, MediaOptions, ModelName, SamplingOptions
+from internvl2.cli.options import LoadOptions, MediaOptions, ModelName, SamplingOptions, as_typed
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -36,7 +36,7 @@ class Generate:
     """Answers; a run that was interrupted goes on where it ended."""
     model: ModelName = None
     """Directory of a checkpoint, hub id (OpenGVLab/InternVL2-2B) or short name (internvl2-2b)."""
-    system: Annotated[str | None, arg(metavar="TEXT")] = None
+    system: Annotated[str | None, as_typed("TEXT")] = None
     """Instructions before every conversation that has none of its own."""
     media: MediaOptions = field(default_factory=MediaOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from internvl2.cli.loading import require_model
+
 if TYPE_CHECKING:
     from internvl2.config import InternVLConfig
 
@@ -27,7 +29,7 @@ class Info:
 
     def run(self) -> int:
         """Prints the description."""
-        about = describe(self.model)
+        about = describe(require_model(self.model))
         print(json.dumps(asdict(about), ensure_ascii=False) if self.json else about.lines())
         return 0
 
@@ -145,8 +147,11 @@ def _special_tokens(config: "InternVLConfig") -> dict[str, int | None]:
 
 
 def _ids_from_files(directory: Path, config: "InternVLConfig") -> dict[str, int | None]:
+    from internvl2.checkpoint.companions import has_tokenizer
     from internvl2.processing.tokenizer import Tokenizer
 
+    if not has_tokenizer(directory):
+        return _special_tokens(config)
     tokenizer = Tokenizer.from_directory(directory)
     return {text: tokenizer.id_of(text) for text in _special_tokens(config)}
 

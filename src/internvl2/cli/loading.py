@@ -51,7 +51,7 @@ def require_model(model: str | None) -> str:
     """The model that was asked for; without one, the error says what names and paths there are."""
     from internvl2.family import MEMBERS
 
-    if model is not None:
+    if model:
         return model
     raise ValueError(
         "no model: give --model with a directory that holds a checkpoint (config.json and "

@@ -21,18 +21,20 @@ def check_picture(source: str, official: bool) -> None:
 
 def check_video(source: str) -> None:
     """Refuses a path where nothing lies."""
+    if not source:
+        raise ValueError("the path of the video is empty")
     if not is_url(source) and not Path(source).exists():
         raise FileNotFoundError(f"video {source} does not exist")
 
 
 def check_saving(target: Path, pictures: int, video: str | None) -> None:
     """Refuses to draw boxes where it is not clear over what, or into which kind of file."""
-    from PIL import Image
+    from internvl2.processing.video import PICTURE_SUFFIXES
 
     if pictures != 1 or video is not None:
         given = f"{pictures} pictures" + (" and a video" if video is not None else "")
         raise ValueError(f"--save-boxes draws over exactly one picture; there are {given}")
-    if target.suffix.lower() not in Image.registered_extensions():
+    if target.suffix.lower() not in PICTURE_SUFFIXES:
         raise ValueError(f"--save-boxes {target}: unknown kind of picture; give a .png or .jpg")
     if not target.parent.is_dir():
         raise ValueError(f"--save-boxes {target}: there is no folder {target.parent}")

@@ -6,9 +6,10 @@ no sense before a model is loaded for minutes.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from tyro.conf import UseAppendAction, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 if TYPE_CHECKING:
     from internvl2.engine.sequence import SamplingParams
@@ -18,7 +19,24 @@ if TYPE_CHECKING:
 MOST_TILES, MOST_FRAMES = 128, 1024
 """More than any context of the family holds."""
 
-ModelName = Annotated[str | None, arg(aliases=("-m", "--model-name-or-path"), metavar="NAME|PATH")]
+
+def as_typed(metavar: str, *choices: str) -> PrimitiveConstructorSpec[Any]:
+    """How a text option is read: None where it is not given, else its words, "None" among them."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar if not choices else f"{{{','.join(choices)}}}",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: [str(value)],
+        choices=choices or None,
+    )
+
+
+Dtype = Literal["bfloat16", "float16", "float32", "bf16", "fp16", "fp32"]
+
+ModelName = Annotated[
+    str | None, arg(aliases=("-m", "--model-name-or-path")), as_typed("NAME|PATH")
+]
 """`--model`, in PaddleMIX's spelling too."""
 
 
@@ -26,11 +44,11 @@ ModelName = Annotated[str | None, arg(aliases=("-m", "--model-name-or-path"), me
 class LoadOptions:
     """Where the model runs and where it comes from."""
 
-    device: Annotated[str | None, arg(metavar="DEVICE")] = None
+    device: Annotated[str | None, as_typed("DEVICE")] = None
     """cpu, cuda, cuda:1, npu or mps; the best one there is unless given."""
-    dtype: Literal["bfloat16", "float16", "float32", "bf16", "fp16", "fp32"] | None = None
+    dtype: Annotated[Dtype | None, as_typed("", *get_args(Dtype))] = None
     """Number format of weights and arithmetic; the checkpoint's unless given."""
-    revision: Annotated[str | None, arg(metavar="REVISION")] = None
+    revision: Annotated[str | None, as_typed("REVISION")] = None
     """Branch, tag or commit of a checkpoint on the hub."""
     offline: bool = False
     """Use only what was downloaded before."""

@@ -44,12 +44,16 @@ class AnswerText:
         return self._release(len(self._held))
 
     def _cut_at_stop(self) -> bool:
-        """Ends the held text at the first stop text in it."""
-        found = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
+        """Ends the held text at the stop text that is complete first, of equal ends the longest.
+
+        By its end, so that it does not matter how many characters a token brings.
+        """
+        starts = [(self._held.find(stop), stop) for stop in self._stops]
+        found = [(start + len(stop), start) for start, stop in starts if start >= 0]
         if not found:
             return False
-        start, stop = min(found)
-        self._held = self._held[: start + len(stop) if self._include_stop else start]
+        end, start = min(found)
+        self._held = self._held[: end if self._include_stop else start]
         self.is_stopped = True
         return True
 

@@ -48,11 +48,15 @@ class Chat:
         video: "Clip | None" = None,
         params: SamplingParams | None = None,
     ) -> Answer:
-        """The answer to the next question; both become part of the conversation."""
+        """The answer to the next question; both become part of the conversation.
+
+        Not when the answer was cut off because the engine was closed.
+        """
         question = _question(text, images, video)
         conversation = [*self.messages, question]
         answer = self._engine.answer(conversation, params or self.params, self.options)
-        self.messages += [question, Message.assistant(answer.text)]
+        if answer.finish_reason != "abort":
+            self.messages += [question, Message.assistant(answer.text)]
         return answer
 
     def stream(

@@ -25,12 +25,12 @@ from internvl2.engine.chat import Chat
 from internvl2.engine.kv_cache import KVCache
 from internvl2.engine.memory import MemoryPlan, MemoryRequest, plan
 from internvl2.engine.model_runner import ModelRunner, RunnerOptions
-from internvl2.engine.requests import Failure, Mailbox, Request
+from internvl2.engine.requests import Failure, Mailbox, Request, check_prompt
 from internvl2.engine.scheduler import Scheduler
 from internvl2.engine.sequence import Answer, Output, SamplingParams, Sequence
 from internvl2.engine.step_loop import Inbox, StepLoop
 from internvl2.model.internvl import InternVL
-from internvl2.processing.conversation import Conversation
+from internvl2.processing.conversation import Conversation, Message
 from internvl2.processing.processor import EncodeOptions, Processor
 from internvl2.processing.prompt import Prompt
 
@@ -54,7 +54,7 @@ class EngineOptions:
     prefix_reuse: bool = True
     """Whether equal beginnings of conversations are computed once."""
     vision_cache_bytes: int = 256 * 2**20
-    """Visual tokens kept for pictures that may come again."""
+    """Visual tokens kept for pictures that may come again; 0 keeps none."""
     vision_tiles: int | None = None
     """Most tiles in one run of the vision tower; None takes 32, or 4 on a CPU."""
     pad_decodes: bool | None = None
@@ -132,6 +132,7 @@ class Engine:
         """The prompt of a conversation, within what this engine can hold."""
         if isinstance(request, Prompt):
             return request
+        _check_conversation(request)
         options = options or EncodeOptions()
         longest = self.scheduler.longest - 1
         wanted = options.max_context
@@ -186,6 +187,12 @@ class Engine:
         options: EncodeOptions | None = None,
     ) -> list[Answer]:
         """The answers to many requests, computed together; the first error ends all."""
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams) and len(params) != len(requests):
+            raise ValueError(
+                f"there are {len(params)} params but {len(requests)} requests; "
+                "give one for all or one for each"
+            )
         answers: dict[int, Answer] = {}
         with closing(self.answers(requests, params, options)) as ended:
             for answered in ended:
@@ -263,18 +270,27 @@ class Engine:
 
     def submit(self, prompt: Prompt, params: SamplingParams, mailbox: Mailbox | None) -> Sequence:
         """Queues a prompt whose outputs go to a mailbox, or to `step` where there is none."""
-        stops = params.stop_token_ids
+        check_prompt(prompt, self.model.config)
         sequence = Sequence(
             id=next(self._ids),
             prompt=prompt,
             params=params,
-            stop_token_ids=frozenset(self.processor.stop_token_ids if stops is None else stops),
+            stop_token_ids=self._stop_token_ids(params),
             seed=random.getrandbits(63) if params.seed is None else params.seed,
             leading_ids=self._leading_ids,
         )
         text = AnswerText(self.processor.tokenizer.stream(), params.stop, params.include_stop)
         self._loop.submit(Request(sequence, text, mailbox))
         return sequence
+
+    def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
+        vocab = self.model.config.decoder.vocab_size
+        if params.stop_token_ids is None:
+            return frozenset(i for i in self.processor.stop_token_ids if i < vocab)
+        for token in params.stop_token_ids:
+            if token >= vocab:
+                raise ValueError(f"stop_token_ids has {token}; the model has {vocab} tokens")
+        return frozenset(params.stop_token_ids)
 
     def _outputs(self, prompt: Prompt, params: SamplingParams) -> Iterator[Output]:
         inbox: Inbox = Inbox()
@@ -293,14 +309,33 @@ class Engine:
 
 def _memory_request(options: EngineOptions, is_cpu: bool) -> MemoryRequest:
     return MemoryRequest(
-        max_sequences=options.max_sequences or (8 if is_cpu else 64),
-        max_batch_tokens=options.max_batch_tokens or (2048 if is_cpu else 8192),
-        vision_tiles=options.vision_tiles or (4 if is_cpu else 32),
+        max_sequences=_or_usual(options.max_sequences, 8 if is_cpu else 64),
+        max_batch_tokens=_or_usual(options.max_batch_tokens, 2048 if is_cpu else 8192),
+        vision_tiles=_or_usual(options.vision_tiles, 4 if is_cpu else 32),
         block_size=options.block_size,
         max_context=options.max_context,
         cache_tokens=options.cache_tokens,
         memory_share=options.memory_share,
     )
+
+
+def _check_conversation(request: object) -> None:
+    """Catches what is easily passed for a conversation: its text, one message, or OpenAI's form."""
+    if not isinstance(request, Rows) or isinstance(request, str):
+        raise ValueError(
+            f"a conversation is a list of Message, not a {type(request).__name__}: "
+            "[Message.user(text, *pictures)]"
+        )
+    for message in request:
+        if not isinstance(message, Message):
+            raise ValueError(
+                f"a conversation has a {type(message).__name__} where a Message belongs; "
+                "from_openai and from_opengvlab read other forms"
+            )
+
+
+def _or_usual(value: int | None, usual: int) -> int:
+    return usual if value is None else value
 
 
 def _leading_ids(processor: Processor) -> tuple[int, ...]:

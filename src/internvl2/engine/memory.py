@@ -89,7 +89,7 @@ def plan(
     needed = _needed_tokens(request, context)
     if room < needed:
         raise NotEnoughMemory(
-            _explain(weights, activations, needed, per_token, room, usable, dtype, device)
+            _explain(weights, activations, needed, per_token, usable, dtype, device, request)
         )
     num_blocks = max(1, min(wanted, room) // request.block_size)
     return MemoryPlan(weights, activations, per_token, num_blocks, request.block_size, context)
@@ -161,16 +161,21 @@ def _explain(
     activations: int,
     needed: int,
     per_token: int,
-    room: int,
     usable: int,
     dtype: torch.dtype,
     device: torch.device,
+    request: MemoryRequest,
 ) -> str:
     total = weights + activations + needed * per_token
+    blocks = (usable - weights - activations) // (per_token * request.block_size)
+    most = blocks * request.block_size
     advice = []
-    if room >= 512:
-        advice.append(f"a context of at most {room} tokens (max_context)")
-    if weights and dtype.itemsize == 4:
+    if most >= 512 and request.cache_tokens is not None:
+        advice.append(f"a cache of at most {most} tokens (cache_tokens)")
+    elif most >= 512:
+        advice.append(f"a context of at most {most} tokens (max_context)")
+    halved = total - (weights + needed * per_token) / 2
+    if weights and dtype.itemsize == 4 and halved <= usable:
         advice.append(f"dtype bfloat16 (weights {weights / 2 / GIB:.2f} GiB)")
     advice.append("fewer sequences or a smaller member of the family")
     return (

@@ -100,6 +100,7 @@ class ModelRunner:
         """Computes a step and gives a token for every chunk that reaches its sequence's end."""
         sampling = [chunk.sequence for chunk in step.chunks if chunk.samples]
         batch = SamplingBatch.of(sampling, self.device)
+        self._clear_begun_blocks(step.chunks)
         logits = self._prompts(step) if step.prefills else self._decodes(step.decodes)
         for chunk in step.prefills:
             if chunk.stop >= chunk.sequence.prompt_length:
@@ -117,6 +118,20 @@ class ModelRunner:
     def release(self, sequence: Sequence) -> None:
         """Forgets what is kept for a sequence that has ended."""
         self.vision.release(sequence.id)
+
+    def _clear_begun_blocks(self, chunks: tuple[Chunk, ...]) -> None:
+        """Empties the blocks that this step begins and does not fill.
+
+        Attention multiplies what lies behind a sequence's end by 0, which leaves what an earlier
+        sequence wrote there without effect unless that has overflowed.
+        """
+        size = self.options.block_size
+        lasts = [(chunk, chunk.stop // size) for chunk in chunks if chunk.stop % size]
+        begun = [c.sequence.blocks[last] for c, last in lasts if last * size >= c.start]
+        if begun:
+            blocks = self._upload(np.array(begun, np.int64))
+            self.keys.index_fill_(1, blocks, 0.0)
+            self.values.index_fill_(1, blocks, 0.0)
 
     def _decodes(self, decodes: tuple[Chunk, ...]) -> Float[Tensor, "rows vocab"]:
         """A step of written tokens alone, in the fixed buffers."""
@@ -223,6 +238,8 @@ class ModelRunner:
             width = min(_power_of_two(width), self._tables.shape[1])
         tables = np.zeros((rows, width), np.int64)
         for row, chunk in enumerate(decodes):
+            # Unused entries repeat a block of the sequence itself: others' may have overflowed.
+            tables[row] = chunk.sequence.blocks[0]
             tables[row, : len(chunk.sequence.blocks)] = chunk.sequence.blocks
         return tables
 

@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from internvl2.config import InternVLConfig
 from internvl2.engine.answer_text import AnswerText
 from internvl2.engine.model_runner import NextToken
 from internvl2.engine.sequence import (
@@ -14,6 +17,7 @@ from internvl2.engine.sequence import (
     Sequence,
     Timings,
 )
+from internvl2.processing.prompt import Prompt
 
 Mailbox = Callable[["Output | Failure"], None]
 """Where a request's outputs go; called from whichever thread runs the step."""
@@ -25,6 +29,33 @@ class Failure:
 
     sequence_id: int
     error: Exception
+
+
+def check_prompt(prompt: Prompt, config: InternVLConfig) -> None:
+    """Raises ValueError for a prompt that the model cannot read.
+
+    It would otherwise stop a step, and with it the requests that share the step.
+    """
+    ids = np.array(prompt.token_ids, dtype=np.int64)
+    vocab, side = config.decoder.vocab_size, config.tile_size
+    outside = ids[(ids < 0) | (ids >= vocab)]
+    if len(outside):
+        raise ValueError(
+            f"the prompt has token {outside[0]}; the model has tokens 0 to {vocab - 1}"
+        )
+    if len(prompt.tiles) and prompt.tiles.shape[1:] != (side, side, 3):
+        raise ValueError(
+            f"the prompt's tiles have shape {prompt.tiles.shape[1:]}; "
+            f"this model takes {(side, side, 3)}"
+        )
+    for span in prompt.media:
+        tokens = span.num_tiles * config.tokens_per_tile
+        fits = span.start >= 0 and span.stop <= len(ids) and span.stop - span.start == tokens
+        if not fits or not 0 <= span.first_tile <= len(prompt.tiles) - span.num_tiles:
+            raise ValueError(
+                f"a picture of {span.num_tiles} tiles needs {tokens} tokens inside the prompt; "
+                f"its span is {span.start} to {span.stop} of {len(ids)}"
+            )
 
 
 @dataclass(eq=False, slots=True)

@@ -8,6 +8,7 @@ touches only the rows that ask for something.
 """
 
 import hashlib
+from array import array
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from internvl2.engine.sequence import Sequence
 
 NO_TOKEN = -1
 """Pads histories on the left."""
+UNLIMITED = 2**31 - 1
+"""More than any vocabulary or answer has; larger wishes mean the same and fit no tensor."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +130,16 @@ def _penalties(sequences: Rows[Sequence], device: torch.device) -> Penalties | N
     if not rows:
         return None
     some = [sequences[i] for i in rows]
+    ngram_sizes = [min(s.params.no_repeat_ngram_size, UNLIMITED) for s in some]
     length = max(len(s.leading_ids) + s.num_generated for s in some)
     history = torch.full((len(some), length), NO_TOKEN, dtype=torch.int64)
     is_leading = torch.zeros(len(some), length, dtype=torch.bool)
     for row, s in enumerate(some):
-        seen = [*s.leading_ids, *s.generated_ids]
+        seen = array("q", [*s.leading_ids, *s.generated_ids])
         first = length - len(seen)
-        history[row, first:] = torch.tensor(seen, dtype=torch.int64)
+        if seen:
+            # By its buffer: reading a list number by number takes long for a long answer.
+            history[row, first:] = torch.frombuffer(seen, dtype=torch.int64)
         is_leading[row, first : first + len(s.leading_ids)] = True
     return Penalties(
         upload(torch.tensor(rows), device),
@@ -142,8 +148,8 @@ def _penalties(sequences: Rows[Sequence], device: torch.device) -> Penalties | N
         upload(torch.tensor([s.params.repetition_penalty for s in some]), device),
         upload(torch.tensor([s.params.presence_penalty for s in some]), device),
         upload(torch.tensor([s.params.frequency_penalty for s in some]), device),
-        upload(torch.tensor([s.params.no_repeat_ngram_size for s in some]), device),
-        tuple({s.params.no_repeat_ngram_size for s in some} - {0}),
+        upload(torch.tensor(ngram_sizes), device),
+        tuple(set(ngram_sizes) - {0}),
     )
 
 
@@ -166,7 +172,7 @@ def _randomness(sequences: Rows[Sequence], device: torch.device) -> Randomness |
     return Randomness(
         upload(torch.tensor(rows), device),
         upload(torch.tensor([float(p.temperature) for p in params]), device),
-        upload(torch.tensor([p.top_k for p in params]), device),
+        upload(torch.tensor([min(p.top_k, UNLIMITED) for p in params]), device),
         upload(torch.tensor([float(p.top_p) for p in params]), device),
         upload(torch.tensor([float(p.min_p) for p in params]).log(), device),
         upload(torch.tensor([_noise_key(s.seed, s.num_generated) for s in some]), device),
@@ -214,7 +220,10 @@ def _repeats(history: Int[Tensor, "some length"], size: int, vocab: int) -> Tens
 
 def _draw(scores: Float[Tensor, "some vocab"], wishes: Randomness) -> Int[Tensor, " some"]:
     """A token of each row by the Gumbel-max trick (1411.0030)."""
-    x = scores.float() / wishes.temperature[:, None]
+    x = scores.float()
+    # From the largest on, so that a tiny temperature leaves it at 0 and overflows to -inf only.
+    coldest = torch.finfo(torch.float32).tiny
+    x = (x - x.amax(-1, keepdim=True)) / wishes.temperature.clamp(min=coldest)[:, None]
     if wishes.truncates:
         x = _truncate(x, wishes)
     x = x.masked_fill(x < x.amax(-1, keepdim=True) + wishes.log_min_p[:, None], -torch.inf)

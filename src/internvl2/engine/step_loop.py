@@ -13,7 +13,7 @@ from queue import SimpleQueue
 
 from internvl2.engine.model_runner import ModelRunner
 from internvl2.engine.requests import Failure, Request
-from internvl2.engine.scheduler import Scheduler, Step
+from internvl2.engine.scheduler import Scheduler
 from internvl2.engine.sequence import Output, Status
 from internvl2.engine.worker import Job, Worker
 
@@ -31,7 +31,7 @@ class StepLoop:
         self._commands: deque[Callable[[], None]] = deque()
         self._stepping = threading.Lock()
         self._starting = threading.Lock()
-        self._unclaimed: deque[Output] = deque()
+        self._unclaimed: deque[Output | Failure] = deque()
         self._worker: Worker | None = None
         self._is_closed = False
 
@@ -42,8 +42,7 @@ class StepLoop:
 
     def submit(self, request: Request) -> None:
         """Takes a request, or raises ValueError at once when it can never fit."""
-        if self._is_closed:
-            raise ValueError("the engine is closed; load a new one")
+        self._require_open()
         self.scheduler.check(request.sequence)
         self._command(lambda: self._start(request))
 
@@ -52,13 +51,20 @@ class StepLoop:
         self._command(lambda: self._abort(sequence_id))
 
     def step(self) -> list[Output]:
-        """Runs one step and gives the outputs that have no inbox."""
+        """Runs one step and gives the outputs that have no inbox, or raises what ended them.
+
+        What others of them gave in the meantime comes with the next step.
+        """
         with self._turn():
             if self._requests:
                 self._advance()
-            outputs = list(self._unclaimed)
-            self._unclaimed.clear()
+            items = list(self._unclaimed)
+            outputs = [item for item in items if isinstance(item, Output)]
+            failures = [item for item in items if isinstance(item, Failure)]
+            self._unclaimed = deque(outputs if failures else ())
         self._settle()
+        if failures:
+            raise failures[0].error
         return outputs
 
     def wait(self, inbox: Inbox) -> Output | Failure:
@@ -73,6 +79,7 @@ class StepLoop:
     def start_thread(self) -> None:
         """From now on a thread of the engine runs the steps."""
         with self._starting:
+            self._require_open()
             if self._worker is None:
                 job = Job(lambda: bool(self._requests or self._commands), self._run, self._fail_all)
                 self._worker = Worker(job)
@@ -80,12 +87,18 @@ class StepLoop:
 
     def close(self) -> None:
         """Aborts what is left and ends the thread."""
-        self._is_closed = True
+        with self._starting:
+            self._is_closed = True
         if self._worker is not None:
             self._worker.close()
         with self._turn():
             for sequence_id in list(self._requests):
                 self._abort(sequence_id)
+        self._settle()
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise ValueError("the engine is closed; load a new one")
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -113,6 +126,10 @@ class StepLoop:
             self._commands.popleft()()
 
     def _start(self, request: Request) -> None:
+        if self._is_closed:
+            # It was submitted while another thread closed the engine.
+            self._deliver(request, request.aborted())
+            return
         self._requests[request.sequence.id] = request
         self.scheduler.add(request.sequence)
 
@@ -134,14 +151,15 @@ class StepLoop:
             self._advance()
 
     def _advance(self) -> None:
-        """One step; an error of the device ends the requests that were part of it."""
+        """One step; whatever stops the model ends the requests of this step, and no others."""
         step = self.scheduler.schedule()
         if not step.chunks:
             return
         try:
             tokens = self.runner.run(step)
-        except RuntimeError as error:
-            self._fail(step, error)
+        except Exception as error:
+            # Whoever runs the step may be another caller, who must not get this error.
+            self._end_with([self._requests[chunk.sequence.id] for chunk in step.chunks], error)
             return
         for chunk in step.chunks:
             self.scheduler.complete(chunk)
@@ -153,13 +171,6 @@ class StepLoop:
                 self._end(request)
             self._deliver(request, output)
 
-    def _fail(self, step: Step, error: Exception) -> None:
-        """Ends a step's requests; raises where nobody has an inbox to be told."""
-        requests = [self._requests[chunk.sequence.id] for chunk in step.chunks]
-        self._end_with(requests, error)
-        if any(request.mailbox is None for request in requests):
-            raise error
-
     def _fail_all(self, error: Exception) -> None:
         with self._turn():
             self._end_with(list(self._requests.values()), error)
@@ -167,11 +178,10 @@ class StepLoop:
     def _end_with(self, requests: list[Request], error: Exception) -> None:
         for request in requests:
             self._end(request)
-            if request.mailbox is not None:
-                request.mailbox(Failure(request.sequence.id, error))
+            self._deliver(request, Failure(request.sequence.id, error))
 
-    def _deliver(self, request: Request, output: Output) -> None:
+    def _deliver(self, request: Request, item: Output | Failure) -> None:
         if request.mailbox is None:
-            self._unclaimed.append(output)
+            self._unclaimed.append(item)
         else:
-            request.mailbox(output)
+            request.mailbox(item)

@@ -34,6 +34,8 @@ class VisionCache:
     def __init__(
         self, model: InternVL, device: torch.device, *, max_bytes: int, max_tiles: int
     ) -> None:
+        if max_bytes < 0:
+            raise ValueError(f"the vision cache has {max_bytes} bytes; it must have 0 or more")
         self._model = model
         self._device = device
         self._max_bytes = max_bytes

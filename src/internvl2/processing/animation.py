@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from internvl2.processing.fetch import MediaError
 from internvl2.processing.pixels import DECODE_ERRORS, PictureOptions, damaged, identify, to_rgb
 
 _DEFAULT_SECONDS = 0.1
@@ -65,5 +66,7 @@ def open_animation(
     with identify(content, name, options) as image:
         try:
             yield Animation(image, name, options)
+        except MediaError:
+            raise
         except DECODE_ERRORS as error:
             raise damaged(name, error) from error

@@ -22,6 +22,13 @@ class Text:
 
     text: str
 
+    def __post_init__(self) -> None:
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:
+            where = f"{error.object[error.start]!a} at character {error.start}"
+            raise ValueError(f"a text is not valid Unicode: {where}") from None
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:

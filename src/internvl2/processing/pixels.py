@@ -126,6 +126,8 @@ def describe(source: object, kind: MediaKind) -> str:
 def read_source(source: str | Path | bytes, kind: MediaKind, remote: RemoteLimits) -> bytes | Path:
     """Bytes of a URL, or the path of a file that exists and holds something."""
     name = describe(source, kind)
+    if source == "":
+        raise MediaError(f"the path of a {kind} is empty")
     if isinstance(source, str) and (scheme := _SCHEME.match(source)):
         content = _read_url(source, (scheme[1] or scheme[2]).lower(), kind, remote)
     elif isinstance(source, bytes):

@@ -332,7 +332,7 @@ def _num_tiles(grid: Grid, use_thumbnail: bool) -> int:
 def _overflow(length: int, tiles: int, text_tokens: int, max_context: int | None) -> str:
     return (
         f"the prompt has {length} tokens ({text_tokens} without pictures, {tiles} tiles);"
-        f" the context holds {max_context}"
+        f" the context has room for {max_context}"
     )
 
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from internvl2.processing.tokenizer_files import read_json_object
+from internvl2.processing.tokenizer_files import TokenizerFiles, read_json_object
 
 SPACE = "\u2581"
 """SentencePiece writes a space like this."""
@@ -168,9 +168,10 @@ def byte_alphabet() -> dict[int, str]:
     return alphabet | {number: chr(256 + index) for index, number in enumerate(others)}
 
 
-def qwen2_definition(directory: Path) -> dict[str, Any]:
+def qwen2_definition(files: TokenizerFiles) -> dict[str, Any]:
     """The content of a tokenizer.json for a vocab.json and merges.txt as Qwen2 reads them."""
-    vocabulary = read_json_object(directory / "vocab.json")
+    vocabulary = read_json_object(files.directory / "vocab.json")
+    comment = "#" if files.drops_hash_merges else "#version"
     return {
         "version": "1.0",
         "truncation": None,
@@ -201,7 +202,7 @@ def qwen2_definition(directory: Path) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": vocabulary,
-            "merges": _read_merges(directory / "merges.txt"),
+            "merges": _read_merges(files.directory / "merges.txt", comment),
         },
     }
 
@@ -216,12 +217,12 @@ def byte_level_part() -> dict[str, Any]:
     }
 
 
-def _read_merges(path: Path) -> list[list[str]]:
+def _read_merges(path: Path, comment: str) -> list[list[str]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as fault:
         raise ValueError(f"{path} is not UTF-8 text: {fault}") from None
-    return [line.split() for line in lines if line.strip() and not line.startswith("#version")]
+    return [line.split() for line in lines if line.strip() and not line.startswith(comment)]
 
 
 def _check_bpe(definition: dict[str, Any], source: Path) -> None:

@@ -313,7 +313,7 @@ def _read_subwords(files: TokenizerFiles) -> Subwords:
     if files.kind == "sentencepiece":
         return SentencePieceSubwords(files.directory / "tokenizer.model")
     if files.kind == "vocab_merges":
-        return LibrarySubwords(qwen2_definition(files.directory), files.directory / "merges.txt")
+        return LibrarySubwords(qwen2_definition(files), files.directory / "merges.txt")
     path = files.directory / "tokenizer.json"
     return LibrarySubwords(read_json_object(path), path)
 

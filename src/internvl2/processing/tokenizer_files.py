@@ -60,6 +60,15 @@ class TokenizerFiles:
     clean_up_spaces: bool
     """Whether the official decoder removes the space before punctuation."""
 
+    @property
+    def drops_hash_merges(self) -> bool:
+        """Whether the official class reads merges that begin with # (as in ##) as comments.
+
+        Transformers 4.37.2 does (`tokenization_qwen2.py`), with which the family was trained;
+        Qwen3, told by its thinking marks, came with a release that does not.
+        """
+        return all(token.content != "<think>" for token in self.added)
+
 
 def read_tokenizer_files(directory: str | Path) -> TokenizerFiles:
     """What the tokenizer files of a directory say; an error names the missing or broken file."""
@@ -78,7 +87,7 @@ def read_tokenizer_files(directory: str | Path) -> TokenizerFiles:
         class_name=class_name,
         added=_added_tokens(directory, kind, config),
         named={key: _content(names[key]) for key in NAMED_TOKENS if names.get(key)},
-        additional_special=_additional_special(names),
+        additional_special=_additional_special(directory, names),
         legacy=config.get("legacy") is not False,
         add_bos=None if add_bos is None else bool(add_bos),
         clean_up_spaces=bool(
@@ -93,7 +102,7 @@ def read_json_object(path: Path, *, optional: bool = False) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as fault:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as fault:
         raise ValueError(f"{path} is not valid JSON: {fault}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; an object was expected")
@@ -146,18 +155,20 @@ def _collect(found: dict[str, AddedToken], path: Path, number: Any, entry: Any) 
             lstrip=bool(entry.get("lstrip")),
             rstrip=bool(entry.get("rstrip")),
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise ValueError(f"{path}: added token {number!r}: {entry!r} is not understood") from None
     if token.content:
         found.setdefault(token.content, token)
 
 
 def _content(token: Any) -> str:
-    return str(token["content"] if isinstance(token, dict) else token)
+    return str(token.get("content", "") if isinstance(token, dict) else token)
 
 
-def _additional_special(names: dict[str, Any]) -> tuple[str, ...]:
+def _additional_special(directory: Path, names: dict[str, Any]) -> tuple[str, ...]:
     listed = names.get("additional_special_tokens") or names.get("extra_special_tokens") or []
-    return tuple(
-        _content(token) for token in (listed.values() if isinstance(listed, dict) else listed)
-    )
+    if isinstance(listed, dict):
+        listed = list(listed.values())
+    if not isinstance(listed, list):
+        raise ValueError(f"{directory}: additional_special_tokens is {listed!r}; it must be a list")
+    return tuple(text for text in map(_content, listed) if text)

@@ -80,7 +80,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     if kind == "tokenizer_json":
         return read_json_object(source / "tokenizer.json")
     if kind == "vocab_merges":
-        definition = qwen2_definition(source) | {"post_processor": byte_level_part()}
+        definition = qwen2_definition(tokenizer.files) | {"post_processor": byte_level_part()}
     else:
         assert isinstance(tokenizer.subwords, SentencePieceSubwords)
         definition = _sentencepiece_definition(tokenizer, tokenizer.subwords)

@@ -28,6 +28,8 @@ from internvl2.processing.video_file import open_video
 VideoSource = str | Path | bytes | Sequence[Image.Image | np.ndarray]
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+MOST_FRAMES = 1024
+"""Beyond any context of the family; frames are held until the prompt is complete."""
 _FOREVER = 100_000.0
 """Seconds that stand for "no bound" in the official sampling."""
 
@@ -101,6 +103,8 @@ def read_frames(
     """
     if num_frames < 1:
         raise MediaError(f"{num_frames} frames of a video were asked for; at least 1 is needed")
+    if num_frames > MOST_FRAMES:
+        raise MediaError(f"{num_frames} frames of a video were asked for; at most {MOST_FRAMES}")
     options, bounds = options or PictureOptions(), Bounds(start, end)
     request = _Request(num_frames, bounds, options, _shrinker(shrink_to))
     if not isinstance(source, str | Path | bytes):
@@ -131,10 +135,12 @@ class _Request:
     def indices(self, total: int, fps: float, name: str) -> list[int]:
         """Which frames to take of `total`."""
         start = self.bounds.start or 0.0
-        if round(start * fps) > total - 1:
+        if round(start * fps, 6) >= total:
             raise MediaError(
                 f"{name} lasts {total / fps:.2f} s; a start of {start:g} s is outside it"
             )
+        if round(start * fps) >= total:
+            return [total - 1] * self.num_frames
         sampled = sample_indices(self.bounds.as_pair(), fps, total - 1, self.num_frames)
         return [min(index, total - 1) for index in sampled]
 

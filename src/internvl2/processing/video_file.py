@@ -128,6 +128,8 @@ class VideoFile:
                 for frame in self._decode_run(run):
                     if frame.pts in run.wanted and frame.pts is not None:
                         taken[index_of[frame.pts]] = keep(self._image(frame))
+            lost = {pts_of[index]: index for index in sorted(set(indices) - taken.keys())}
+            taken |= self._search_through(lost, keep)
         missing = set(indices) - taken.keys()
         if missing:
             taken |= self._count_through(missing, keep)
@@ -164,17 +166,36 @@ class VideoFile:
             if started:
                 return
 
-    def _count_through(
-        self, indices: set[int], keep: Callable[[Image.Image], Image.Image]
+    def _search_through(
+        self, indices: dict[int, int], keep: Callable[[Image.Image], Image.Image]
     ) -> dict[int, Image.Image]:
-        """Frames by counting from the beginning, for files without usable times."""
+        """Frames by time from the beginning; for one that cannot be decoded, the next that can.
+
+        A recording that was cut begins with frames whose keyframe is gone.
+        """
+        taken: dict[int, Image.Image] = {}
+        waiting = sorted(indices)
+        for frame in self._from_beginning() if waiting else ():
+            while waiting and frame.pts is not None and frame.pts >= waiting[0]:
+                taken[indices[waiting.pop(0)]] = keep(self._image(frame))
+            if not waiting:
+                break
+        return taken
+
+    def _from_beginning(self) -> Iterator["VideoFrame"]:
         self._stream.codec_context.skip_frame = "DEFAULT"
         self._container.seek(
             min(packet.dts for packet in self.timeline.packets), backward=True, stream=self._stream
         )
+        yield from self._container.decode(self._stream)
+
+    def _count_through(
+        self, indices: set[int], keep: Callable[[Image.Image], Image.Image]
+    ) -> dict[int, Image.Image]:
+        """Frames by counting from the beginning, for files without usable times."""
         taken: dict[int, Image.Image] = {}
         index, frame, last = -1, None, max(indices)
-        for index, frame in enumerate(self._container.decode(self._stream)):
+        for index, frame in enumerate(self._from_beginning()):
             if index in indices:
                 taken[index] = keep(self._image(frame))
             if index >= last:
