@@ -91,7 +91,11 @@ def test_options_without_sense_are_refused(chat_complaint: Complaint, option: st
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("", "a command is missing; known: chat, generate, info, convert; see internvl2 --help"),
+        (
+            "",
+            "a command is missing; known: chat, generate, info, convert, train, eval; "
+            "see internvl2 --help",
+        ),
         ("chat --bogus hi", "unknown option --bogus; see internvl2 chat --help"),
         ("chat --imag x", "unknown option --imag; did you mean --image-path or --image?"),
         ("chat a b c", "not understood: b, c; see internvl2 chat --help"),

@@ -80,6 +80,7 @@ def test_the_question_of_the_readme_is_answered(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.slow
 def test_the_python_example_of_the_readme_runs():
     (example,) = fenced("README.md", "python")
     assert len(example.splitlines()) <= 12
@@ -123,6 +124,7 @@ def test_the_page_of_the_command_line_has_every_option(
     assert {option for option in options if f"`{option}" not in page} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chat.py", "video.py", "batch.py"])
 def test_examples_are_short_and_run(name: str):
     example = ROOT / "examples" / name

@@ -187,6 +187,7 @@ def test_a_wrong_byte_on_disk_is_found(source, layout, tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_killed_conversion_leaves_no_directory_of_that_name(source, tmp_path):
     code = f"""
         import os, signal

@@ -131,6 +131,7 @@ def test_name_downloads_only_the_files_needed(hub, name):
             assert stored.read() == (hub.folder / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_cache_is_used_offline_and_when_the_hub_is_away(hub):
     first = resolved(hub, "internvl2-8b")
     hub.fetched.clear()
@@ -152,6 +153,7 @@ def test_without_cache_and_hub_the_error_says_what_to_do(hub, environment):
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.slow
 def test_broken_download_resumes_where_it_stopped(hub):
     (hub.folder / "model.safetensors").write_bytes(bytes(range(256)) * 48 * 1024)
     hub.cuts["model.safetensors"] = 11_000_000

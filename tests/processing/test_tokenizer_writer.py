@@ -76,6 +76,7 @@ def vocabulary(request, data, tmp_path_factory) -> Vocabulary:
     return Vocabulary(request.param, golden, ours, AutoTokenizer.from_pretrained(directory))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_transformers_gives_the_golden_ids_of_real_vocabularies(vocabulary):
     texts = vocabulary.golden["texts"]
@@ -84,6 +85,7 @@ def test_transformers_gives_the_golden_ids_of_real_vocabularies(vocabulary):
     assert vocabulary.theirs.context_image_token == "<IMG_CONTEXT>"
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_the_written_chat_template_gives_the_golden_prompts_in_transformers(vocabulary):
     prefix = template_prefix(vocabulary.ours)

@@ -122,6 +122,7 @@ for step in range(1, 10**6):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.013, 0.04])
 def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path, delay):
     source = str(Path(__file__).parents[2] / "src")

@@ -215,7 +215,7 @@ FAULTS = {
         r"video .*cut\.mp4",
     ),
     "bad line": ("{", "not JSON"),
-    "too long": (record(1, system="word " * 300), "the context holds 160"),
+    "too long": (record(1, system="word " * 300), "the context has room for 160"),
     "too many tiles": (record(1, image=["wide.png"] * 2, budget=12), "tiles; a pack holds 8"),
     "empty answer": (
         {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": ""}]},

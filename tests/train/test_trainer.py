@@ -159,10 +159,12 @@ def test_recomputed_activations_change_nothing(recipe, tmp_path, share):
 @pytest.mark.parametrize(
     ("dtype", "optimizer"),
     [
-        ("float32", Optimizer(learning_rate=1e-3)),
-        ("bfloat16", Optimizer(learning_rate=1e-3)),
+        pytest.param("float32", Optimizer(learning_rate=1e-3), marks=pytest.mark.slow),
+        pytest.param("bfloat16", Optimizer(learning_rate=1e-3), marks=pytest.mark.slow),
         ("bfloat16", Optimizer(learning_rate=1e-3, moments="8bit")),
-        ("bfloat16", Optimizer(name="muon", learning_rate=1e-3)),
+        pytest.param(
+            "bfloat16", Optimizer(name="muon", learning_rate=1e-3), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_an_interrupted_run_goes_on_bit_by_bit(recipe, tmp_path, dtype, optimizer):

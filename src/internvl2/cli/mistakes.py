@@ -34,7 +34,7 @@ def as_line(framed: str, command: str) -> str:
         if section[0].startswith("Available subcommands: "):
             parts.append(section[0].replace("Available subcommands", "known commands"))
         elif section[0] == "Perhaps you meant:":
-            options = re.findall(r"(?<!\S)--[\w-]+", section[1])
+            options = re.findall(r"(?<!\S)--[\w.-]+", section[1])
             parts.append(f"did you mean {' or '.join(options)}?")
     return "; ".join([*parts, f"see {command} --help"])
 
