@@ -27,8 +27,9 @@ collect_ignore_glob = [
 if find_spec("hypothesis"):
     from hypothesis import settings
 
-    settings.register_profile("patient", deadline=None)  # a busy machine is not a fault
-    settings.load_profile("patient")
+    # The same examples on every machine; a busy one is not a fault.
+    settings.register_profile("repeatable", deadline=None, derandomize=True)
+    settings.load_profile("repeatable")
 
 CORE = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared"

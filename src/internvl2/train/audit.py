@@ -42,7 +42,7 @@ class GradientAudit:
         self._seen_frozen = True
         for name, parameter in self._parameters.items():
             if not parameter.requires_grad and parameter.grad is not None:
-                raise RuntimeError(f"{name} is frozen, yet it has a gradient")
+                raise ValueError(f"{name} is frozen, yet it has a gradient")
 
     def _check_part(self, part: str) -> None:
         names = sorted(name for name in self._waiting if name.startswith(f"{part}."))
@@ -50,7 +50,7 @@ class GradientAudit:
         for name in names:
             gradient = self._parameters[name].grad
             if gradient is None:
-                raise RuntimeError(
+                raise ValueError(
                     f"{name} is to be trained, yet it has no gradient in the first step that "
                     f"feeds the {part}; freeze it, or connect it to the loss"
                 )
@@ -61,7 +61,7 @@ class GradientAudit:
         self._waiting -= {name for name, length in zip(names, lengths, strict=True) if length}
         silent = [name for name in names if name in self._waiting]
         if silent and self._fed[part] >= PATIENCE:
-            raise RuntimeError(
+            raise ValueError(
                 f"{silent[0]} is to be trained, yet its gradient was 0 in each of the first "
                 f"{PATIENCE} steps that fed the {part} ({len(silent)} such parameters)"
             )
