@@ -115,6 +115,7 @@ def test_a_share_above_one_is_refused():
         recompute_layers(model(), 1.5)
 
 
+@pytest.mark.compiled
 def test_one_graph_serves_all_decoder_layers_and_all_lengths(monkeypatch: pytest.MonkeyPatch):
     """On the path of the GPU's kernel, which is imitated here."""
     monkeypatch.setattr("internvl2.model.attention._has_varlen_kernel", lambda q: True)
@@ -134,6 +135,7 @@ def test_one_graph_serves_all_decoder_layers_and_all_lengths(monkeypatch: pytest
 
 
 @pytest.mark.slow
+@pytest.mark.compiled
 def test_compiled_layers_give_the_same_gradients():
     plain, compiled = model(), model()
     compile_layers(compiled)

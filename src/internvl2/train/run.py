@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -50,7 +49,7 @@ class Run:
         self.total = self._loader.count_steps() if limit is None else limit
         """Steps of the whole run; an estimate where the data decide it."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Run":
         return self
 
     def __exit__(
