@@ -183,6 +183,13 @@ class InternVLConfig:
         return round(1 / self.downsample_ratio)
 
     @property
+    def peak_values_per_tile(self) -> int:
+        """Most numbers that the vision tower holds at once for a tile, estimated from above."""
+        vision = self.vision
+        patches = (self.tile_size // vision.patch_size) ** 2 + 1
+        return patches * (8 * vision.hidden_size + 2 * vision.intermediate_size)
+
+    @property
     def tokens_per_tile(self) -> int:
         """Visual tokens that one tile becomes."""
         return (self.tile_size // self.vision.patch_size // self.shuffle) ** 2

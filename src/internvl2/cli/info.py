@@ -122,19 +122,15 @@ def _about(name: str, config: "InternVLConfig", special_tokens: dict[str, int | 
         tokens_per_tile=config.tokens_per_tile,
         max_context=decoder.max_positions,
         parameters={**asdict(counts), "total": counts.total},
-        memory=Memory(counts.total * BF16_BYTES, per_token * 1000, _vision_peak(config)),
+        memory=Memory(
+            counts.total * BF16_BYTES,
+            per_token * 1000,
+            PICTURE_TILES * config.peak_values_per_tile * BF16_BYTES,
+        ),
         template=config.template,
         system_message=system,
         special_tokens=special_tokens,
     )
-
-
-def _vision_peak(config: "InternVLConfig") -> int:
-    """Estimated from above, as the engine plans: a layer's activations for every patch."""
-    vision = config.vision
-    patches = (config.tile_size // vision.patch_size) ** 2 + 1
-    per_patch = 8 * vision.hidden_size + 2 * vision.intermediate_size
-    return PICTURE_TILES * patches * per_patch * BF16_BYTES
 
 
 def _special_tokens(config: "InternVLConfig") -> dict[str, int | None]:

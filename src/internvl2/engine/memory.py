@@ -147,9 +147,8 @@ def _bytes_per_token(config: InternVLConfig, dtype: torch.dtype) -> int:
 
 def _activation_bytes(config: InternVLConfig, dtype: torch.dtype, request: MemoryRequest) -> int:
     """Estimates from above; the vision tower and the decoder do not run at the same time."""
-    vision, decoder = config.vision, config.decoder
-    patches = (config.tile_size // vision.patch_size) ** 2 + 1
-    tile = patches * (8 * vision.hidden_size + 2 * vision.intermediate_size) * dtype.itemsize
+    decoder = config.decoder
+    tile = config.peak_values_per_tile * dtype.itemsize
     width = 4 * decoder.hidden_size + 4 * decoder.num_heads * decoder.head_dim
     token = (width + 3 * decoder.intermediate_size) * dtype.itemsize
     logits = 3 * 4 * decoder.vocab_size * request.max_sequences
