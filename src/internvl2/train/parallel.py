@@ -42,10 +42,10 @@ class World:
         """Whether this process writes what is written once."""
         return self.rank == 0
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def sum(self, values: Sequence[float | int]) -> list[float]:
         """Each value summed over all processes, in fp64 and in the same order everywhere."""
         if self.size == 1:
-            return list(values)
+            return [float(value) for value in values]
         mine = torch.tensor(values, dtype=torch.float64)
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(everyone, mine)
