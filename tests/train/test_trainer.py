@@ -118,7 +118,7 @@ def test_a_run_learns_and_its_folder_is_a_model(recipe):
 
 
 def test_an_epoch_sees_every_sample_once(recipe):
-    train(replace(recipe, schedule=Schedule(epochs=2)))
+    train(replace(recipe, schedule=Schedule(epochs=2.0)))
     assert sum(step.samples for step in records(recipe)) == 2 * 32
 
 
