@@ -3,10 +3,12 @@
 Source of the formulas: `modeling_intern_vit.py` of the official code.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from internvl2.config import VisionConfig
@@ -128,10 +130,13 @@ def normalize(
     tiles: UInt8[Tensor, "tiles size size 3"], dtype: torch.dtype
 ) -> Float[Tensor, "tiles 3 size size"]:
     """Pixels of 0..255 with ImageNet's mean and deviation taken out, in fp32 until the end."""
-    mean = torch.tensor(IMAGENET_MEAN, device=tiles.device)
-    std = torch.tensor(IMAGENET_STD, device=tiles.device)
-    pixels = (tiles.float() / 255 - mean) / std
+    pixels = (tiles.float() / 255 - _filled(IMAGENET_MEAN, tiles)) / _filled(IMAGENET_STD, tiles)
     return rearrange(pixels, "tiles h w c -> tiles c h w").to(dtype).contiguous()
+
+
+def _filled(numbers: Sequence[float], like: Tensor) -> Float32[Tensor, " numbers"]:
+    """Numbers on another tensor's device; a copy from the host would wait for the device."""
+    return torch.stack([torch.full((), number, device=like.device) for number in numbers])
 
 
 def _norm(config: VisionConfig) -> nn.Module:

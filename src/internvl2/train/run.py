@@ -23,6 +23,7 @@ from internvl2.train.preparation import prepare, training
 from internvl2.train.recipe import Recipe
 from internvl2.train.schedule import rate_factor
 from internvl2.train.step_loss import pack_loss
+from internvl2.train.transfer import arriving
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +92,9 @@ class Run:
         loss, weight = 0.0, 0.0
         with torch.no_grad():
             for packs in loader:
-                for batch in packs.batches:
+                for batch in arriving(packs.batches, self.world.device):
                     if batch.num_tokens:
-                        loss += float(pack_loss(self.model, batch.to(self.world.device), 1.0))
+                        loss += float(pack_loss(self.model, batch, 1.0))
                     weight += batch.weight_sum
         loader.close()
         loss, weight = self.world.sum([loss, weight])
@@ -141,10 +142,10 @@ class Run:
     def _backward(self, packs: Step, weight: float) -> Tensor:
         """Gradients of this process's packs; gives their share of the step's loss."""
         loss = torch.zeros((), device=self.world.device)
-        for number, batch in enumerate(packs.batches):
+        for number, batch in enumerate(arriving(packs.batches, self.world.device)):
             if batch.num_tokens:
                 self._seed(self.progress.step, 1 + number * self.world.size + self.world.rank)
-                share = pack_loss(self.model, batch.to(self.world.device), 1 / weight)
+                share = pack_loss(self.model, batch, 1 / weight)
                 share.backward()
                 loss += share.detach()
         return loss
