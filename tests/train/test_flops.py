@@ -21,7 +21,8 @@ LENGTH, TILES = 128, 3
         Freeze(vision=False),
         Freeze(vision=True),
         Freeze(vision=True, vision_last=1),
-        Freeze(vision=True, decoder=True, head=True),
+        Freeze(vision=True, decoder=True),
+        Freeze(vision=True, decoder=True, head=False),
         Freeze(vision=True, projector=True, head=True),
     ],
 )
