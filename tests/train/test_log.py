@@ -27,11 +27,10 @@ def record(step: int) -> StepRecord:
 
 
 def write(folder: Path, done: int, *steps: int) -> None:
-    log = RunLog(folder, done, 10)
-    for step in steps:
-        log.step(record(step))
-    log.validation(ValidationRecord(steps[-1], {"loss": 1.0}))
-    log.close()
+    with RunLog(folder, done, 10) as log:
+        for step in steps:
+            log.step(record(step))
+        log.validation(ValidationRecord(steps[-1], {"loss": 1.0}))
 
 
 def test_steps_that_are_done_again_have_one_record(tmp_path):
@@ -49,7 +48,7 @@ def test_the_losses_are_drawn(tmp_path):
     picture = draw(tmp_path)
     assert picture == tmp_path / "loss.png"
     with Image.open(picture) as image:
-        assert image.size == (800, 500)
+        assert image.size == (800, 550)
 
 
 def test_the_line_of_a_step_says_what_people_look_for():
