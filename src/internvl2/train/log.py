@@ -71,7 +71,7 @@ class StepRecord:
         """What of it fits beside a progress bar."""
         mfu = "" if self.mfu is None else f", mfu {self.mfu:.0%}"
         return (
-            f"loss {self.loss:.3f}, gradient {self.grad_norm['total']:.2g}, "
+            f"loss {self.loss:.4f}, gradient {self.grad_norm['total']:.2g}, "
             f"{self.tokens_per_second:.0f} tokens/s{mfu}"
         )
 
