@@ -44,11 +44,19 @@ class VisionTower(nn.Module):
         self, pixels: Float[Tensor, "tiles 3 size size"]
     ) -> Float[Tensor, "tiles states dim"]:
         """Patch embeddings behind the class token, with their positions added."""
-        patches = self.patch_embedding(pixels)
-        side = patches.shape[-1]
-        x = rearrange(patches, "tiles dim h w -> tiles (h w) dim")
+        side = pixels.shape[-1] // self.config.patch_size
+        x = self._embed_patches(pixels)
         first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return torch.cat([first, x], dim=1) + self._positions(side).to(x.dtype)
+
+    def _embed_patches(
+        self, pixels: Float[Tensor, "tiles 3 size size"]
+    ) -> Float[Tensor, "tiles patches dim"]:
+        """The convolution as the matrix product that it is: each pixel is in one patch alone."""
+        p = self.config.patch_size
+        patches = rearrange(pixels, "t c (h y) (w x) -> t (h w) (c y x)", y=p, x=p)
+        weight = rearrange(self.patch_embedding.weight, "dim c y x -> dim (c y x)")
+        return F.linear(patches, weight, self.patch_embedding.bias)
 
     def _positions(self, side: int) -> Float[Tensor, "states dim"]:
         """Position embeddings for `side` x `side` patches, interpolated where need be."""

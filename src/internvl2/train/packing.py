@@ -165,7 +165,7 @@ def plan_packs(sizes: Iterable[Waiting], limits: Limits, costs: Costs) -> list[P
     return packs
 
 
-def tile_buckets(most: int, count: int = 4) -> tuple[int, ...]:
+def tile_buckets(most: int, count: int = 10) -> tuple[int, ...]:
     """Sizes to which the tiles of packs are padded, 0 among them, so that few graphs are made."""
     return tuple(sorted({0, *(-(-most * part // count) for part in range(1, count + 1))}))
 
