@@ -27,24 +27,16 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
-from training_sides import (
-    RECOMPUTE,
-    Agreement,
-    Options,
-    Timing,
-    Trained,
-    Work,
-    agreement,
-    matmul_speed,
-    shape,
-    time_ours,
-    time_theirs,
-)
+from training_agreement import Agreement, agreement
+from training_sides import RECOMPUTE, Options, Timing, matmul_speed, time_ours, time_theirs
+from training_work import Work, shape
 
 from internvl2 import device as devices
 from internvl2.train.recipe import Freeze, Recipe, Recompute
 
 Side = Literal["ours", "transformers"]
+Trained = Literal["all", "frozen"]
+"""Everything, or everything but the vision tower."""
 Found = TypeVar("Found")
 
 SIDES: tuple[Side, ...] = ("transformers", "ours")
@@ -157,6 +149,21 @@ class Report:
         return f"| {' | '.join(cells)} |"
 
     @property
+    def json(self) -> str:
+        """Everything, with the rates that follow from it."""
+        rates = [
+            {
+                "tokens_per_s": result.tokens_per_s,
+                "tiles_per_s": result.tiles / result.timing.seconds,
+                "mfu": result.speed / result.matmul,
+            }
+            for result in self.results
+        ]
+        values = asdict(self)
+        values["results"] = [a | b for a, b in zip(values["results"], rates, strict=True)]
+        return json.dumps(values, indent=1)
+
+    @property
     def tried(self) -> str:
         """The settings that were tried before the one in the table, and how they did."""
         lines = [f"- {r.case}: {'; '.join(r.timing.tried) or 'none'}" for r in self.results]
@@ -185,21 +192,21 @@ def main() -> int:
             found.results.append(result)
             print(found.row(result), flush=True)
         if arguments.json:
-            arguments.json.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
+            arguments.json.write_text(found.json, encoding="utf-8")
     print(f"\n{found.tried}")
     return int(len(found.results) < len(cases))
 
 
 def parse() -> Arguments:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train beside transformers' InternVL.")
     members, modes = ["1b", "2b", "8b"], ["all", "frozen"]
     parser.add_argument("--members", nargs="+", default=members, choices=members)
     parser.add_argument(
         "--train", nargs="+", default=modes, choices=modes, help="frozen: the vision tower is"
     )
     parser.add_argument("--only", choices=SIDES)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps; their median counts")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps; their median counts")
     parser.add_argument("--packs", type=int, default=4, help="packs of a step")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to try the command")
     parser.add_argument(
@@ -278,7 +285,7 @@ def ready(arguments: Arguments) -> torch.device:
     if device.type == "cuda" and arguments.limit_gib is not None:
         total = torch.cuda.get_device_properties(device).total_memory
         share = min(1.0, arguments.limit_gib * 2**30 / total)
-        torch.cuda.set_per_process_memory_fraction(share, device)
+        torch.cuda.set_per_process_memory_fraction(share, device.index)
     return device
 
 

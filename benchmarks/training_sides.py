@@ -1,4 +1,4 @@
-"""What `training.py` measures: one list of samples, our trainer's step, and transformers' step."""
+"""What `training.py` times: a step of our trainer, and a step of transformers' model."""
 
 import gc
 import math
@@ -7,152 +7,29 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from training_work import Work
 
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import write_config
-from internvl2.checkpoint.layouts import rules
 from internvl2.config import InternVLConfig
-from internvl2.family import find
-from internvl2.model.internvl import InternVL, random_model
+from internvl2.model.internvl import random_model
 from internvl2.model.parallel import compile_layers, recompute_layers
 from internvl2.model.vision import normalize
-from internvl2.processing.prompt import MediaSpan, Prompt
-from internvl2.train.flops import Flops, pack_flops
 from internvl2.train.optimization import Optimization
 from internvl2.train.optimizer import PARTS, freeze_parts
-from internvl2.train.packing import (
-    IGNORED,
-    PAD_TOKEN,
-    Costs,
-    Limits,
-    Sample,
-    TrainBatch,
-    Waiting,
-    pack_samples,
-    plan_packs,
-    tile_buckets,
-    with_tile_bucket,
-)
+from internvl2.train.packing import IGNORED, PAD_TOKEN, Sample
 from internvl2.train.parallel import World
 from internvl2.train.preparation import training
-from internvl2.train.recipe import Freeze, Recipe, Recompute
+from internvl2.train.recipe import Recipe, Recompute
 from internvl2.train.step_loss import pack_loss
 
-Trained = Literal["all", "frozen"]
-"""Everything, or everything but the vision tower."""
-TILES_PER_SAMPLE = (1, 3, 4, 5, 6, 7)
-TEXT_TOKENS = (60, 260)
-LEARNED_SHARE = 0.8
-"""Of a sample's text; a tenth of its tokens, since most of them are visual."""
 RECOMPUTE = (Recompute(0.0, 0.0), Recompute(0.5, 0.5), Recompute(1.0, 1.0))
 """What our side tries until a step fits into memory."""
-
-
-def shape(member: str, tiny: bool) -> InternVLConfig:
-    """A released shape of InternVL2, or one of its kind for machines without a GPU."""
-    config = find(f"internvl2-{member}").config
-    if not tiny:
-        return config
-    vision = replace(
-        config.vision,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=2,
-        intermediate_size=64,
-        image_size=64,
-        patch_size=8,
-    )
-    decoder = replace(
-        config.decoder,
-        vocab_size=512,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        intermediate_size=64,
-    )
-    return replace(config, vision=vision, decoder=decoder, tile_size=64, image_token_id=500)
-
-
-@dataclass(frozen=True)
-class Work:
-    """The samples of one optimizer step, in the packs that our planner made of them."""
-
-    config: InternVLConfig
-    limits: Limits
-    packs: tuple[tuple[Sample, ...], ...]
-
-    @classmethod
-    def make(cls, config: InternVLConfig, packs: int, seed: int = 0) -> "Work":
-        """The first packs of a long list of samples, as a run in full swing meets them."""
-        smaller = 256 // config.tokens_per_tile
-        limits = Limits(tokens=8192 // smaller, tiles=30)
-        random = np.random.default_rng(seed)
-        tiles = random.choice(TILES_PER_SAMPLE, 32 * packs)
-        text = random.integers(*TEXT_TOKENS, 32 * packs) // smaller
-        lengths = tiles * config.tokens_per_tile + text
-        sizes = [Waiting(i, int(lengths[i]), int(tiles[i])) for i in range(len(tiles))]
-        plans = plan_packs(sizes, limits, Costs.of(config))[:packs]
-        made = (tuple(_sample(config, sizes[i], seed) for i in plan.samples) for plan in plans)
-        return cls(config, limits, tuple(made))
-
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """Of all packs."""
-        return tuple(sample for pack in self.packs for sample in pack)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the samples; padding does not count."""
-        return sum(len(sample.prompt.token_ids) for sample in self.samples)
-
-    @property
-    def tiles(self) -> int:
-        """Tiles of the samples."""
-        return sum(len(sample.prompt.tiles) for sample in self.samples)
-
-    @property
-    def learned(self) -> int:
-        """Labelled tokens."""
-        return sum(sum(sample.prompt.is_target) for sample in self.samples)
-
-    def flops(self, freeze: Freeze) -> Flops:
-        """What a step takes, whoever does it: no padding, no recomputation, labelled rows only."""
-        lengths = [len(sample.prompt.token_ids) for sample in self.samples]
-        return pack_flops(self.config, freeze, lengths, self.tiles, self.learned)
-
-    def batches(self) -> list[TrainBatch]:
-        """The packs as our trainer's loader gives them."""
-        buckets = tile_buckets(self.limits.tiles)
-        found = []
-        for samples in self.packs:
-            pack = pack_samples(samples, self.limits.tokens)
-            bucket = next(size for size in buckets if size >= pack.num_tiles)
-            found.append(TrainBatch.of(with_tile_bucket(pack, self.config.tile_size, bucket)))
-        return found
-
-
-def _sample(config: InternVLConfig, size: Waiting, seed: int) -> Sample:
-    """Random words and pixels: a few words, a picture, a question and an answer."""
-    image = config.image_token_id
-    assert image is not None
-    random = np.random.default_rng((seed, size.sample))
-    visual = size.tiles * config.tokens_per_tile
-    words = random.integers(1, image - 10, size.tokens - visual).tolist()
-    ids = [*words[:2], *([image] * visual), *words[2:]]
-    learned = int(LEARNED_SHARE * len(words))
-    targets = [False] * (len(ids) - learned) + [True] * learned
-    side = config.tile_size
-    tiles = random.integers(0, 256, (size.tiles, side, side, 3), dtype=np.uint8)
-    thumbnail = size.tiles > 1
-    span = MediaSpan(2, 2 + visual, 0, size.tiles, size.tiles - thumbnail, 1, thumbnail, b"")
-    return Sample(Prompt(ids, targets, tiles, (span,)), f"sample {size.sample}")
 
 
 @dataclass(frozen=True)
@@ -176,7 +53,7 @@ class Options:
 
     device: torch.device
     steps: int
-    warm_up: int = 3
+    warm_up: int = 2
     compile_ours: bool = True
     compile_theirs: bool = False
     recompute: tuple[Recompute, ...] = RECOMPUTE
@@ -313,6 +190,7 @@ class _Theirs:
             fused=True,
         )
         self.max_norm = settings.max_grad_norm
+        self._allocate_state()
 
     def best(self) -> Timing:
         """One step of a whole pack's and half a pack's tokens a batch, and of what then beckons."""
@@ -327,6 +205,13 @@ class _Theirs:
         fastest = min(found, key=found.__getitem__)
         timing = _timed(self._step(fastest), str(fastest), replace(self.options, warm_up=1))
         return replace(timing, tried=tuple(tried))
+
+    def _allocate_state(self) -> None:
+        """Moments first, since an optimizer that runs out of memory half-way is of no more use."""
+        for parameter in self.trained:
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def _try(self, share: float, found: dict[_Setting, float], tried: list[str]) -> None:
         """One step without checkpointing, or with it where memory does not suffice."""
@@ -346,7 +231,7 @@ class _Theirs:
     def _step(self, setting: _Setting) -> Callable[[], Tensor]:
         if setting.checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
+        elif self.model.is_gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
         budget = round(self.work.limits.tokens * setting.share)
         device = self.options.device
@@ -386,72 +271,6 @@ def transformers_model(config: InternVLConfig, device: torch.device, dtype: torc
             theirs, dtype=dtype, attn_implementation="sdpa"
         )
     return model.to(device)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Whether both sides compute the same loss from the same weights and samples."""
-
-    ours: float
-    """Mean over the labelled tokens of one pack."""
-    theirs: float
-    """The same of padded batches."""
-    per_sample: float
-    """Largest difference between the two means of one sample."""
-    spread: float
-    """Standard deviation of the samples' means: what a mix-up of samples would come to."""
-    black: float
-    """How far black tiles move a sample's mean: what pictures in the wrong place would come to."""
-
-    def __str__(self) -> str:
-        return (
-            f"Mean loss of one pack with the same weights: ours {self.ours:.4f}, transformers "
-            f"{self.theirs:.4f}; the means of a sample differ by at most {self.per_sample:.4f} "
-            f"(they spread by {self.spread:.3f}, and black tiles move them by {self.black:.3f})"
-        )
-
-
-@torch.no_grad()
-def agreement(work: Work, device: torch.device, dtype: torch.dtype) -> Agreement:
-    """The losses of one pack, once packed by us and once padded by transformers."""
-    model = random_model(work.config, device=str(device), dtype=dtype)
-    # Larger scores make the loss depend on what the model makes of its input.
-    model.decoder.head.weight.mul_(8)
-    model.projector.linear2.weight.mul_(8)
-    theirs = transformers_model(work.config, device, dtype).eval()
-    load_ours(theirs, model)
-    samples = work.packs[0]
-    batch = replace(work, packs=(samples,)).batches()[0].to(device)
-    ours = float(pack_loss(model, batch, 1 / batch.weight_sum))
-    padded = [PaddedBatch.of([sample], device, dtype) for sample in samples]
-    means = [float(theirs(**one.arguments, use_cache=False).loss) for one in padded]
-    counts = [one.learned for one in padded]
-    alone = [_alone(work, model, sample, device) for sample in samples]
-    dark = [replace(s, prompt=replace(s.prompt, tiles=s.prompt.tiles * 0)) for s in samples]
-    black = [_alone(work, model, sample, device) for sample in dark]
-    return Agreement(
-        ours=ours,
-        theirs=float(np.average(means, weights=counts)),
-        per_sample=max(abs(a - b) for a, b in zip(alone, means, strict=True)),
-        spread=float(np.std(means)),
-        black=max(abs(a - b) for a, b in zip(alone, black, strict=True)),
-    )
-
-
-def _alone(work: Work, model: InternVL, sample: Sample, device: torch.device) -> float:
-    batch = replace(work, packs=((sample,),)).batches()[0].to(device)
-    return float(pack_loss(model, batch, 1 / batch.weight_sum))
-
-
-def load_ours(theirs: nn.Module, model: InternVL) -> None:
-    """Give transformers' model the weights of ours, through the `hf` layout."""
-    weights = model.state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    renamed: dict[str, Tensor] = {}
-    for rule in rules("hf", model.config, shapes):
-        tensors = rule.write([weights[name] for name in rule.ours])
-        renamed |= dict(zip(rule.theirs, tensors, strict=True))
-    theirs.load_state_dict(renamed)
 
 
 def matmul_speed(device: torch.device) -> float:
