@@ -30,6 +30,8 @@ from internvl2.train.step_loss import pack_loss
 
 RECOMPUTE = (Recompute(0.0, 0.0), Recompute(0.5, 0.5), Recompute(1.0, 1.0))
 """What our side tries until a step fits into memory."""
+LONG = 3.0
+"""Seconds; of a longer step a single one tells enough to choose a setting."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ class _Theirs:
             setting = _Setting(share, checkpointing)
             try:
                 step = self._step(setting)
-                found[setting] = _timed(step, "", replace(self.options, warm_up=1, steps=1)).seconds
+                found[setting] = _probed(step, self.options.device)
                 tried.append(f"{setting}: {found[setting]:.2f} s")
                 return
             except torch.OutOfMemoryError:
@@ -305,6 +307,20 @@ def _timed(step: Callable[[], Tensor], setting: str, options: Options) -> Timing
         raise ValueError(f"the losses of {setting} are {losses}")
     peak = torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else 0.0
     return Timing(setting, statistics.median(times), peak, losses[-1])
+
+
+def _probed(step: Callable[[], Tensor], device: torch.device) -> float:
+    """Seconds of a step: of a second one, unless what a first one does besides is little of it."""
+    seconds = 0.0
+    for _ in range(2):
+        devices.synchronize(device)
+        started = time.perf_counter()
+        step()
+        devices.synchronize(device)
+        seconds = time.perf_counter() - started
+        if seconds > LONG:
+            break
+    return seconds
 
 
 def _profile(step: Callable[[], Tensor], device: torch.device) -> str:

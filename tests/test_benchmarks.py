@@ -65,14 +65,14 @@ def test_a_setting_that_needs_too_much_memory_is_tried_with_checkpointing(
     sides, work_of, monkeypatch
 ):
     pytest.importorskip("transformers")
-    real = sides._timed
+    real = sides._probed
 
-    def timed(step, setting, options):
+    def probed(step, device):
         if not side.model.is_gradient_checkpointing:
             raise torch.OutOfMemoryError("no room")
-        return real(step, setting, options)
+        return real(step, device)
 
-    monkeypatch.setattr(sides, "_timed", timed)
+    monkeypatch.setattr(sides, "_probed", probed)
     options = sides.Options(torch.device("cpu"), steps=1)
     side = sides._Theirs(work_of("2b", tiny=True, packs=1), Recipe.read("2b"), options)
     timing = side.best()
