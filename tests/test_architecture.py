@@ -19,12 +19,16 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 MAY_IMPORT = {
     "facts": {"facts"},
     "processing": {"facts", "processing"},
+    "synthetic": {"synthetic"},
     "model": {"facts", "model"},
     "checkpoint": {"facts", "processing", "model", "checkpoint"},
     "engine": {"facts", "processing", "model", "checkpoint", "engine"},
-    "train": {"facts", "processing", "model", "checkpoint", "train"},
-    "eval": {"facts", "processing", "model", "checkpoint", "engine", "eval"},
-    "cli": {"facts", "processing", "model", "checkpoint", "engine", "train", "eval", "cli"},
+    "train": {"facts", "processing", "model", "checkpoint", "train", "synthetic"},
+    "eval": {"facts", "processing", "model", "checkpoint", "engine", "eval", "synthetic"},
+    "cli": {
+        *("facts", "processing", "model", "checkpoint", "engine", "train", "eval", "synthetic"),
+        "cli",
+    },
 }
 FACTS = {"config", "family", "device", "console"}
 SCHEDULING = {"engine.sequence", "engine.kv_cache", "engine.scheduler"}
@@ -247,7 +251,7 @@ def torch_free_modules() -> list[str]:
     return [
         name
         for name in names
-        if layer(name) in ("facts", "processing", "cli") or name in TORCH_FREE or not name
+        if layer(name) in ("facts", "processing", "synthetic", "cli") or name in TORCH_FREE or not name
     ]
 
 

@@ -1,0 +1,54 @@
+"""The tasks: what each is called, how it is made, how it is scored, how often it is drawn."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from internvl2.synthetic.draw import Draw
+from internvl2.synthetic.sample import Sample
+from internvl2.synthetic.tasks import reading
+from internvl2.synthetic.words import Split
+
+Make = Callable[[Draw, float], Sample]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of pictures and questions."""
+
+    name: str
+    make: Make
+    """From chance and a difficulty between 0 and 1."""
+    metric: str
+    """Name of the metric of `eval.metrics` that scores its answers."""
+    weight: float
+    """Its share of a mixture, relative to the others'."""
+
+
+_ALL = (Task("reading", reading.make, "anls", 3.0),)
+
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ALL})
+
+
+def find(name: str) -> Task:
+    """The task of that name."""
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def sample(task: str, number: int, split: Split, difficulty: float = 1.0) -> Sample:
+    """The sample of that number; it is the same each time and everywhere."""
+    return find(task).make(Draw(number, split, task), difficulty)
+
+
+def mixture(
+    number: int,
+    split: Split,
+    weights: Mapping[str, float] | None = None,
+    difficulty: float = 1.0,
+) -> Sample:
+    """The sample of that number of a mixture of tasks, by weight; the catalogue's unless given."""
+    shares = weights or {task.name: task.weight for task in TASKS.values()}
+    task = Draw(number, split, "mixture").weighted(tuple(shares), tuple(shares.values()))
+    return sample(task, number, split, difficulty)

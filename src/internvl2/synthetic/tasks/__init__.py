@@ -1,0 +1,1 @@
+"""What is drawn and asked, a module for each family of pictures."""

@@ -1,0 +1,148 @@
+"""Reading: lines of words, figures and letters, all of them or one of them."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from internvl2.synthetic.draw import Draw
+from internvl2.synthetic.fonts import PRINT, Pen, pen
+from internvl2.synthetic.lines import line, paragraph
+from internvl2.synthetic.page import Paper, Shape, any_shape, choose_paper, letter_size
+from internvl2.synthetic.sample import Sample, Turn
+
+READ_ALL = (
+    "Read the text.",
+    "Read all the text.",
+    "What does the picture say?",
+    "What is written here?",
+    "What text is in the picture?",
+    "Please transcribe the text.",
+    "Transcribe everything you see.",
+    "OCR this image.",
+    "Read the text in the image.",
+    "What does it say?",
+    "Write down all the text in this picture.",
+    "Extract the text.",
+    "Can you read this?",
+    "Read this line by line.",
+    "Give me the text of this image.",
+)
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+SHORT = 12
+"""Lines that one may be asked about by a count of lines."""
+
+
+@dataclass(frozen=True)
+class _Look:
+    shape: Shape
+    paper: Paper
+    pen: Pen
+    step: int
+    margin: int
+    align: str
+    tracking: int
+
+    def fits(self, text: str) -> bool:
+        room = self.shape.width - 2 * self.margin
+        return self.pen.width(text, self.tracking) <= room
+
+    @property
+    def rows(self) -> int:
+        used = self.pen.ascent + self.pen.descent + 2 * self.margin
+        return 1 + max(0, (self.shape.height - used) // self.step)
+
+
+def make(draw: Draw, difficulty: float) -> Sample:
+    """A page of lines, and one to three questions about its text."""
+    look = _choose_look(draw, difficulty)
+    rows = min(look.rows, draw.integer(1, 3 + round(7 * difficulty)))
+    if rows > 2 and draw.chance(0.3):
+        lines = paragraph(draw, rows, look.fits)
+    else:
+        lines = [line(draw, difficulty, look.fits) for _ in range(rows)]
+    return Sample("reading", (_write(draw, look, lines),), _ask(draw, lines))
+
+
+def _choose_look(draw: Draw, difficulty: float) -> _Look:
+    shape = any_shape(draw)
+    size = letter_size(draw, difficulty)
+    is_hand = draw.split == "train" and draw.chance(0.04 + 0.04 * difficulty)
+    face = draw.face("hand") if is_hand else draw.face(*PRINT)
+    if is_hand:
+        size = max(size, 26)
+    chosen = pen(face, shape.letters(size))
+    height = chosen.ascent + chosen.descent
+    return _Look(
+        shape,
+        choose_paper(draw, difficulty),
+        chosen,
+        round(height * draw.number(0.98, 1.5)),
+        round(shape.width * draw.number(0.02, 0.1)),
+        draw.weighted(("left", "middle", "right", "free"), (60, 22, 6, 12)),
+        draw.integer(1, 3) if draw.chance(0.1) else 0,
+    )
+
+
+def _write(draw: Draw, look: _Look, lines: list[str]) -> Image.Image:
+    canvas = look.paper.sheet(look.shape)
+    height = (len(lines) - 1) * look.step + look.pen.ascent + look.pen.descent
+    free = look.shape.height - 2 * look.margin - height
+    top = look.margin + max(0, draw.choice((0, free // 2, draw.integer(0, max(free, 0)))))
+    for index, text in enumerate(lines):
+        room = look.shape.width - 2 * look.margin - look.pen.width(text, look.tracking)
+        offset = {"left": 0, "middle": room // 2, "right": room}.get(look.align)
+        x = look.margin + (draw.integer(0, max(room, 0)) if offset is None else offset)
+        baseline = top + index * look.step + look.pen.ascent
+        look.pen.write(canvas, x, baseline, text, look.paper.ink, look.tracking)
+    return canvas
+
+
+def _ask(draw: Draw, lines: list[str]) -> tuple[Turn, ...]:
+    first = Turn(draw.choice(READ_ALL), "\n".join(lines))
+    others = _questions(draw, lines)
+    if len(lines) == 1 and draw.chance(0.9):
+        return (first,)
+    if draw.chance(0.62):
+        return (first, *draw.several(others, draw.integer(0, 1)))
+    return tuple(draw.several(others, draw.integer(1, 2)))
+
+
+def _questions(draw: Draw, lines: list[str]) -> list[Turn]:
+    index = draw.integer(0, len(lines) - 1)
+    turns = [
+        Turn(
+            draw.choice(("What does the last line say?", "Read the last line.", "The last line?")),
+            lines[-1],
+        ),
+        _about_count(draw, len(lines)),
+        Turn(draw.choice(("What is the first word?", "Which word comes first?")),
+             lines[0].split()[0]),
+        _describe(draw, lines),
+    ]  # fmt: skip
+    if index < len(ORDINALS):
+        ordinal = ORDINALS[index]
+        wordings = (
+            f"What does the {ordinal} line say?",
+            f"What is the {ordinal} line?",
+            f"Read the {ordinal} line.",
+            f"Read line {index + 1}.",
+            f"Only line {index + 1}, please.",
+        )
+        turns += [Turn(draw.choice(wordings), lines[index])] * 2
+    return turns
+
+
+def _about_count(draw: Draw, count: int) -> Turn:
+    wordings = (
+        "How many lines are there?",
+        "How many lines of text are there?",
+        "Count the lines of text.",
+        "How many lines does the text have?",
+    )
+    return Turn(draw.choice(wordings), str(count))
+
+
+def _describe(draw: Draw, lines: list[str]) -> Turn:
+    wordings = ("Describe this picture.", "What is in this picture?", "What do you see?")
+    text = "one line of text" if len(lines) == 1 else f"{len(lines)} lines of text"
+    return Turn(draw.choice(wordings), f'A page with {text}. It begins with "{lines[0]}".')
