@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.sample import Sample
-from internvl2.synthetic.tasks import reading
+from internvl2.synthetic.tasks import chinese, reading
 from internvl2.synthetic.words import Split
 
 Make = Callable[[Draw, float], Sample]
@@ -25,7 +25,10 @@ class Task:
     """Its share of a mixture, relative to the others'."""
 
 
-_ALL = (Task("reading", reading.make, "anls", 3.0),)
+_ALL = (
+    Task("reading", reading.make, "anls", 3.0),
+    Task("chinese", chinese.make, "anls", 1.2),
+)
 
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ALL})
 
