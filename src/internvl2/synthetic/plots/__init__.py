@@ -1,0 +1,1 @@
+"""Charts: what they show, how they look, and how they are painted."""
