@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.sample import Sample
-from internvl2.synthetic.tasks import chinese, reading
+from internvl2.synthetic.tasks import chinese, reading, scene
 from internvl2.synthetic.words import Split
 
 Make = Callable[[Draw, float], Sample]
@@ -27,6 +27,7 @@ class Task:
 
 _ALL = (
     Task("reading", reading.make, "anls", 3.0),
+    Task("scene", scene.make, "anls", 1.5),
     Task("chinese", chinese.make, "anls", 1.2),
 )
 
