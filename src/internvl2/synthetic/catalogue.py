@@ -6,7 +6,17 @@ from types import MappingProxyType
 
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.sample import Sample
-from internvl2.synthetic.tasks import chinese, reading, scene
+from internvl2.synthetic.tasks import (
+    arithmetic,
+    charts,
+    chinese,
+    grounding,
+    reading,
+    scene,
+    several,
+    shapes,
+    video,
+)
 from internvl2.synthetic.words import Split
 
 Make = Callable[[Draw, float], Sample]
@@ -29,6 +39,12 @@ _ALL = (
     Task("reading", reading.make, "anls", 3.0),
     Task("scene", scene.make, "anls", 1.5),
     Task("chinese", chinese.make, "anls", 1.2),
+    Task("charts", charts.make, "relaxed_accuracy", 2.0),
+    Task("shapes", shapes.make, "exact_match", 1.0),
+    Task("arithmetic", arithmetic.make, "exact_match", 1.0),
+    Task("grounding", grounding.make, "iou", 1.0),
+    Task("several", several.make, "exact_match", 0.5),
+    Task("video", video.make, "exact_match", 0.5),
 )
 
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ALL})

@@ -257,10 +257,25 @@ def _paint_titles(canvas: Canvas, chart: Chart, plane: Plane) -> None:
     low = chart.value_label if lying else chart.category_label
     side = chart.category_label if lying else chart.value_label
     if low:
-        canvas.write(((plane.left + plane.right) / 2, style.height - 5), low, "md")
+        _paint_low_label(canvas, chart, plane, low)
     if side:
-        beside = (style.size / 2 + 4, (plane.top + plane.bottom) / 2)
-        canvas.write_turned(beside, side, 90, "m")
+        beside = chart.categories if lying else _tick_texts(chart)
+        widest = max(canvas.width_of(text) for text in beside)
+        x = plane.left - style.tick_length - widest - 10 - style.size / 2
+        canvas.write_turned(
+            (max(x, style.size / 2 + 3), (plane.top + plane.bottom) / 2), side, 90, "m"
+        )
+
+
+def _paint_low_label(canvas: Canvas, chart: Chart, plane: Plane, text: str) -> None:
+    """Right below the names where these lie flat, else at the edge of the picture."""
+    style = canvas.style
+    middle = (plane.left + plane.right) / 2
+    if chart.kind != "horizontal" and _slant(canvas, chart):
+        canvas.write((middle, style.height - 5), text, "md")
+    else:
+        below = plane.bottom + style.tick_length + round(1.15 * style.size) + 6
+        canvas.write((middle, below), text, "ma")
 
 
 def _has_legend_on_top(style: Style, chart: Chart) -> bool:
