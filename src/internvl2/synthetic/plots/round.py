@@ -48,7 +48,8 @@ def paint_round_chart(chart: Chart, style: Style, cut: Cut) -> Image.Image:
     if cut.has_legend:
         _paint_legend(canvas, chart, cut, style.width - legend)
     if chart.title:
-        top = max(style.title_size + 6, disc.y - 1.28 * disc.radius)
+        top = disc.y - max(1.28 * disc.radius, 1.1 * disc.radius + 0.7 * style.size + 5)
+        top = max(style.title_size + 4, top)
         canvas.write_title((style.width / 2 if legend else disc.x, top), chart.title)
     return canvas.image
 
