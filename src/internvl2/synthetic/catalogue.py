@@ -10,6 +10,7 @@ from internvl2.synthetic.tasks import (
     arithmetic,
     charts,
     chinese,
+    documents,
     grounding,
     reading,
     scene,
@@ -37,6 +38,7 @@ class Task:
 
 _ALL = (
     Task("reading", reading.make, "anls", 3.0),
+    Task("documents", documents.make, "anls", 3.0),
     Task("scene", scene.make, "anls", 1.5),
     Task("chinese", chinese.make, "anls", 1.2),
     Task("charts", charts.make, "relaxed_accuracy", 2.0),

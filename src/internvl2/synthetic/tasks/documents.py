@@ -1,0 +1,84 @@
+"""Documents: receipts, invoices, letters, forms and tables; read, find a field, add up, count."""
+
+from collections.abc import Sequence
+
+from internvl2.synthetic.draw import Draw
+from internvl2.synthetic.page import Shape, any_shape, square
+from internvl2.synthetic.papers import Document, form, invoice, letter
+from internvl2.synthetic.receipts import receipt
+from internvl2.synthetic.sample import Sample, Turn
+from internvl2.synthetic.sheet import choose_look, compose, text_of
+from internvl2.synthetic.tables import table
+
+READ_ALL = (
+    "Read the document.",
+    "Read everything.",
+    "Read all the text.",
+    "Read the text.",
+    "Transcribe this document.",
+    "Transcribe the text.",
+    "What does it say?",
+    "What does the document say?",
+    "OCR this image.",
+    "Read this line by line.",
+    "Please read this for me.",
+    "What is written here?",
+    "Write down all the text.",
+    "Extract all text from the document.",
+)
+NAMED = (
+    "Read the {kind}.",
+    "What does this {kind} say?",
+    "Transcribe the {kind}.",
+    "What is written on this {kind}?",
+)
+KIND = (
+    "What kind of document is this?",
+    "What is this?",
+    "What type of document is it?",
+)
+DESCRIBE = ("Describe this picture.", "Describe this document.", "What do you see?")
+MAKERS = (receipt, invoice, letter, form, table)
+WEIGHTS = (30, 18, 14, 18, 20)
+
+
+def make(draw: Draw, difficulty: float) -> Sample:
+    """A document and one to three questions about it."""
+    document = draw.weighted(MAKERS, WEIGHTS)(draw, difficulty)
+    shape = _tall(draw) if document.kind == "receipt" else _usual(draw)
+    look = choose_look(draw, shape, may_lie=document.kind == "receipt")
+    image = compose(draw, look, document.rows, difficulty)
+    return Sample("documents", (image,), _ask(draw, document))
+
+
+def _usual(draw: Draw) -> Shape:
+    return square(draw) if draw.chance(0.75) else any_shape(draw)
+
+
+def _tall(draw: Draw) -> Shape:
+    if draw.chance(0.78):
+        return square(draw)
+    high = draw.choice((896, 800))
+    return Shape(high // 2, high, high / 896)
+
+
+def _ask(draw: Draw, document: Document) -> tuple[Turn, ...]:
+    turns: list[Turn] = []
+    if draw.chance(0.42):
+        wording = draw.choice(READ_ALL)
+        if draw.chance(0.3):
+            wording = draw.choice(NAMED).format(kind=document.kind)
+        turns.append(Turn(wording, text_of(document.rows)))
+    if not turns or draw.chance(0.3):
+        turns += _different(draw.shuffled(document.turns))[: draw.integer(1, 3)]
+    article = "An" if document.kind == "invoice" else "A"
+    if draw.chance(0.06):
+        turns.append(Turn(draw.choice(KIND), f"{article} {document.kind}."))
+    elif draw.chance(0.04):
+        turns = [Turn(draw.choice(DESCRIBE), f"{article} {document.kind} {document.summary}.")]
+    return tuple(turns)
+
+
+def _different(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns, of each question the first."""
+    return list({turn.question: turn for turn in reversed(turns)}.values())[::-1]
