@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image, ImageChops
 
+from internvl2.synthetic.diagrams import make_diagram
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.forms import SHAPES, Box, Form, paint
 from internvl2.synthetic.tasks import shapes
@@ -105,3 +106,16 @@ def test_easy_pictures_have_few_common_forms():
 
 def test_a_box_knows_its_middle():
     assert Box(10, 20, 30, 60).middle == (20, 40)
+
+
+def test_steps_of_a_diagram_follow_the_arrows():
+    samples = [make_diagram(Draw(seed), 1.0) for seed in range(60)]
+    turns = [turn for sample in samples for turn in sample.turns]
+    orders = [turn.answer.split(", ") for turn in turns if turn.question.startswith("Name")]
+    assert orders
+    assert all(3 <= len(set(order)) == len(order) <= 5 for order in orders)
+    for sample in samples:
+        asked = {turn.question: turn.answer for turn in sample.turns}
+        if {"What is the first step?", "Name the steps in order."} <= set(asked):
+            first = asked["What is the first step?"]
+            assert asked["Name the steps in order."].startswith(first)

@@ -47,6 +47,8 @@ def make(draw: Draw, difficulty: float) -> Sample:
     turns = [Turn(draw.choice(RESULT), str(chosen.value))]
     if draw.chance(0.3):
         turns.append(Turn(draw.choice(READ), text))
+    if draw.split == "train" and draw.chance(0.05):
+        turns.insert(0, Turn("Describe this picture.", f"A calculation is written here: {text}"))
     image = _paint_lines(draw, [text], difficulty)
     return Sample("arithmetic", (image,), tuple(turns))
 

@@ -59,6 +59,8 @@ def make(draw: Draw, difficulty: float) -> Sample:
         single = len(thing.boxes) == 1
         backwards = single and draw.split == "train" and draw.chance(0.3)
         turns.append((_what_is_in if backwards else _where)(draw, thing, image))
+    if draw.split == "train" and kind == "words" and draw.chance(0.1):
+        turns.append(Turn("Describe this picture.", _listed(things)))
     return Sample("grounding", (image,), tuple(turns))
 
 
@@ -67,6 +69,12 @@ def box_text(box: Box, image: Image.Image) -> str:
     across, down = 1000 / image.width, 1000 / image.height
     corners = (box.left * across, box.top * down, box.right * across, box.bottom * down)
     return f"[{', '.join(str(min(1000, round(corner))) for corner in corners)}]"
+
+
+def _listed(things: list[Thing]) -> str:
+    """The words of a picture, the highest first."""
+    order = sorted(things, key=lambda thing: thing.boxes[0].top)
+    return f"Words: {', '.join(thing.content for thing in order)}."
 
 
 def _where(draw: Draw, thing: Thing, image: Image.Image) -> Turn:

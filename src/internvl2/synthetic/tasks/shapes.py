@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from internvl2.synthetic.diagrams import make_diagram
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.forms import Box, Form
 from internvl2.synthetic.nested import CONTAINERS, make_nested
@@ -45,6 +46,8 @@ def make(draw: Draw, difficulty: float) -> Sample:
     """A picture of one to nine forms with one to four questions."""
     if draw.chance(0.12):
         return make_nested(draw, difficulty)
+    if difficulty > 0.3 and draw.chance(0.07):
+        return make_diagram(draw, difficulty)
     in_row = draw.chance(0.12)
     scene = mixed_scene(draw, difficulty, in_row)
     image, boxes = scene.paint()
@@ -76,7 +79,7 @@ def mixed_scene(draw: Draw, difficulty: float, in_row: bool = False) -> Scene:
         ground = choose_ground(draw)
         width, height = choose_size(draw)
         most = 5 if in_row else 3 + round(6 * difficulty)
-        count = draw.integer(2 if in_row else 1, most)
+        count = draw.integer(2 if in_row or draw.chance(0.4) else 1, most)
         forms = _kinds(draw, ground, count, difficulty)
         forms = _row(draw, width, height, forms) if in_row else scatter(draw, width, height, forms)
         scene = Scene(width, height, ground, forms)

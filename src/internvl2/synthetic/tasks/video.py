@@ -85,6 +85,9 @@ def _moves(draw: Draw, difficulty: float) -> Sample:
     ]
     if draw.chance(0.35):
         turns.append(Turn("What moves in the video?", form.name))
+    if draw.split == "train" and draw.chance(0.1):
+        answer = f"{with_article(form.name).capitalize()} moves: {answer}."
+        turns = [Turn(draw.choice(("Describe the video.", "What happens in the video?")), answer)]
     return _sample(frames, turns)
 
 
@@ -94,7 +97,7 @@ def _path(
     """Places along a straight line that takes at least a third of the picture."""
     edge = radius + MARGIN
     free = [side - 2 * edge for side in extent]
-    share = draw.number(0.45, 1.0)
+    share = draw.number(0.5, 1.0)
     run = min(free) * share if all(way) else (free[0] if way[0] else free[1]) * share
     starts = []
     for step, room in zip(way, free, strict=True):
