@@ -16,6 +16,8 @@ from internvl2.synthetic.tasks import (
     scene,
     several,
     shapes,
+    talk,
+    unreadable,
     video,
 )
 from internvl2.synthetic.words import Split
@@ -47,6 +49,8 @@ _ALL = (
     Task("grounding", grounding.make, "iou", 1.0),
     Task("several", several.make, "exact_match", 0.5),
     Task("video", video.make, "exact_match", 0.5),
+    Task("talk", talk.make, "exact_match", 0.4),
+    Task("unreadable", unreadable.make, "exact_match", 0.4),
 )
 
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ALL})
