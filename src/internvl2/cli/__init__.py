@@ -1,4 +1,4 @@
-"""The command line: `internvl2 chat|generate|info|convert|train|eval`, a small dataclass for each.
+"""The command line: `internvl2 chat|generate|info|convert|train|eval|data`, a dataclass for each.
 
 Results go to standard output and everything else to standard error. Exit codes: 0 done, 1 some
 requests were skipped, 2 bad usage or bad input (one line says which), 130 interrupted.
@@ -15,13 +15,14 @@ import tyro
 from internvl2 import console
 from internvl2.cli.chat import Chat
 from internvl2.cli.convert import Convert
+from internvl2.cli.data import Data
 from internvl2.cli.evaluate import Eval
 from internvl2.cli.generate import Generate
 from internvl2.cli.info import Info
 from internvl2.cli.mistakes import as_line
 from internvl2.cli.train import Train, TrainRecipe, parse_train
 
-Command = Chat | Generate | Info | Convert | Train | Eval
+Command = Chat | Generate | Info | Convert | Train | Eval | Data
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
@@ -82,7 +83,7 @@ def _complain(error: Exception) -> int:
 
 def _command_of(arguments: Sequence[str]) -> str:
     """The part of a command line that `--help` follows."""
-    known = arguments and arguments[0] in ("chat", "generate", "info", "convert")
+    known = arguments and arguments[0] in ("chat", "generate", "info", "convert", "data")
     return f"internvl2 {arguments[0]}" if known else "internvl2"
 
 

@@ -8,7 +8,13 @@ from internvl2.synthetic.sample import Turn
 from internvl2.synthetic.sheet import Row
 
 TOTALS = ("Total", "TOTAL", "Total due", "Amount due", "Sum", "To pay", "Grand total")
-THANKS = ("Thank you!", "THANK YOU", "Thanks for your visit", "Please come again", "Have a nice day")
+THANKS = (
+    "Thank you!",
+    "THANK YOU",
+    "Thanks for your visit",
+    "Please come again",
+    "Have a nice day",
+)
 
 
 @dataclass(frozen=True)
@@ -114,9 +120,7 @@ def _about_head(shop: str, number: str, date: str) -> list[Turn]:
     ]
 
 
-def _about_wares(
-    plan: _Plan, names: list[str], counts: list[int], prices: list[int]
-) -> list[Turn]:
+def _about_wares(plan: _Plan, names: list[str], counts: list[int], prices: list[int]) -> list[Turn]:
     turns = [
         Turn("How many different items were bought?", str(len(names))),
         Turn("How many kinds of items are on the receipt?", str(len(names))),

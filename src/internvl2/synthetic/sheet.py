@@ -177,9 +177,7 @@ def _widths(rows: Sequence[Row], writer: Pen) -> list[int]:
     return [max(map(writer.width, column)) for column in zip(*table, strict=True)]
 
 
-def _write(
-    canvas: Image.Image, writer: Pen, row: Row, at: tuple[int, int, int], ink: RGB
-) -> None:
+def _write(canvas: Image.Image, writer: Pen, row: Row, at: tuple[int, int, int], ink: RGB) -> None:
     left, baseline, room = at
     if row.align == "spread":
         writer.write(canvas, left, baseline, " ".join(row.cells[:-1]), ink)

@@ -55,10 +55,14 @@ def _about_cells(
     column = draw.integer(0, len(columns) - 1)
     label, numbers = columns[column], [row[column] for row in values]
     if numbers.count(max(numbers)) == 1:
-        turns.append(Turn(f"Who or what has the highest {label}?", names[numbers.index(max(numbers))]))
+        turns.append(
+            Turn(f"Who or what has the highest {label}?", names[numbers.index(max(numbers))])
+        )
         turns.append(Turn(f"What is the highest {label}?", _shown(max(numbers), scale)))
     if numbers.count(min(numbers)) == 1:
-        turns.append(Turn(f"Who or what has the lowest {label}?", names[numbers.index(min(numbers))]))
+        turns.append(
+            Turn(f"Who or what has the lowest {label}?", names[numbers.index(min(numbers))])
+        )
     if scale == "small":
         turns.append(Turn(f"What is the sum of the column {label}?", str(sum(numbers))))
     number = draw.choice(numbers)

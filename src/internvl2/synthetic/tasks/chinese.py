@@ -137,7 +137,9 @@ def _fact(draw: Draw) -> str:
 def _menu(draw: Draw, difficulty: float) -> Sample:
     shape, paper = square(draw), choose_paper(draw, 0.4)
     writer = _pen(draw, shape, difficulty, 30)
-    title = draw.listed("zh_shop") if draw.chance(0.5) else draw.choice(("菜单", "今日特价", "价目表"))
+    title = (
+        draw.listed("zh_shop") if draw.chance(0.5) else draw.choice(("菜单", "今日特价", "价目表"))
+    )
     step = round(writer.size * draw.number(1.35, 1.7))
     most = (shape.height - writer.size) // step - 2
     goods = "zh_dish" if draw.chance(0.7) else "zh_item"
@@ -157,7 +159,9 @@ def _menu(draw: Draw, difficulty: float) -> Sample:
     rows = [title, *(f"{name} {value}" for name, value in zip(names, values, strict=True))]
     index = draw.integer(0, len(names) - 1)
     about = [
-        Turn(draw.choice((f"{names[index]}多少钱？", f"{names[index]}的价格是多少？")), values[index]),
+        Turn(
+            draw.choice((f"{names[index]}多少钱？", f"{names[index]}的价格是多少？")), values[index]
+        ),
         Turn(draw.choice(("菜单上有几样？", "一共有几种？")), str(len(names))),
         Turn(draw.choice(("标题是什么？", "最上面写了什么？")), title),
     ]

@@ -197,9 +197,7 @@ def _ask(draw: Draw, panel: _Panel) -> tuple[Turn, ...]:
     colour = Turn(
         draw.choice(("What color is the sign?", "Which color has the sign?")), panel.colour
     )
-    ink = Turn(
-        draw.choice(("What color are the letters?", "What color is the text?")), panel.ink
-    )
+    ink = Turn(draw.choice(("What color are the letters?", "What color is the text?")), panel.ink)
     said = " ".join(panel.rows)
     article = "An" if panel.colour == "orange" else "A"
     describe = Turn(

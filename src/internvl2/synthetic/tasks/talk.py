@@ -44,9 +44,12 @@ CANNOT = (
 MADE = "I was trained from scratch on drawn pictures by the internvl2 project."
 ABOUT = (
     (WHO, ("Who are you?", "What are you?", "What is your name?", "What's your name?",
-           "Introduce yourself.", "Tell me about yourself.", "Are you ChatGPT?", "Which model are you?",
-           "Are you a robot?", "Who am I talking to?", "What model is this?", "Are you InternVL2?")),
-    (CAN, ("What can you do?", "What can I ask you?", "How can you help me?", "What are you good at?",
+           "Introduce yourself.", "Tell me about yourself.", "Are you ChatGPT?",
+           "Which model are you?",
+           "Are you a robot?", "Who am I talking to?", "What model is this?",
+           "Are you InternVL2?")),
+    (CAN, ("What can you do?", "What can I ask you?", "How can you help me?",
+           "What are you good at?",
            "Help", "What do you do?", "What should I ask?", "What are your skills?")),
     (CANNOT, ("What can't you do?", "What are your limits?", "Can you describe photos?",
               "What are you bad at?", "Can I trust you?", "Do you make mistakes?",
@@ -63,7 +66,8 @@ ABOUT = (
 )  # fmt: skip
 NO_PICTURE = "I see no picture. Please give me one."
 PICTURELESS = (
-    "What is in the picture?", "Read the text.", "What does the sign say?", "Describe this picture.",
+    "What is in the picture?", "Read the text.", "What does the sign say?",
+    "Describe this picture.",
     "How many circles are there?", "What is the total?", "Read the document.", "What do you see?",
     "Describe the image.", "What color is the square?", "Which bar is the highest?",
     "Read everything.", "What is written here?", "What does it say?", "Transcribe the text.",
@@ -79,7 +83,8 @@ UNKNOWABLE = (
     "How much does {product} cost?", "What is the stock price of {company}?",
     "Write a program.", "How far is it from {city} to {city}?", "What is love?",
     "Give me the phone number of {name}.", "How many people live in {city}?",
-    "What is the best restaurant in {city}?", "Tell me a joke.", "Sing a song.", "Who invented {word}?",
+    "What is the best restaurant in {city}?", "Tell me a joke.", "Sing a song.",
+    "Who invented {word}?",
 )  # fmt: skip
 
 
@@ -121,22 +126,23 @@ def _unknown(draw: Draw) -> Turn:
 
 
 def _sum(draw: Draw) -> Turn:
+    expression, result = draw.of_split(lambda: _expression(draw)).split(" = ")
+    wording = draw.choice(("What is {}?", "{} = ?", "{}", "How much is {}?", "Calculate {}.", "{}=?"))
+    return Turn(wording.format(expression), result)
+
+
+def _expression(draw: Draw) -> str:
+    """Two numbers, what to do with them, and the result."""
     sign = draw.choice("++--x/")
     a, b = draw.integer(0, 60), draw.integer(0, 40)
     if sign == "+":
-        result = a + b
-    elif sign == "-":
-        a, b = max(a, b), min(a, b)
-        result = a - b
-    else:
-        a, b = draw.integer(0, 12), draw.integer(1, 12)
-        result = a * b
-    if sign == "/":
-        a, result = result, a
-    shown = sign if sign != "x" else draw.choice(("x", "*", "×", "times"))
-    shown = shown if sign != "/" else draw.choice(("/", "÷"))
-    wording = draw.choice(("What is {}?", "{} = ?", "{}", "How much is {}?", "Calculate {}.", "{}=?"))
-    return Turn(wording.format(f"{a} {shown} {b}"), str(result))
+        return f"{a} + {b} = {a + b}"
+    if sign == "-":
+        return f"{max(a, b)} - {min(a, b)} = {abs(a - b)}"
+    a, b = draw.integer(0, 12), draw.integer(1, 12)
+    if sign == "x":
+        return f"{a} {draw.choice(('x', '*', '×', 'times'))} {b} = {a * b}"
+    return f"{a * b} {draw.choice('/÷')} {b} = {a}"
 
 
 def _comparison(draw: Draw) -> Turn:

@@ -21,7 +21,8 @@ DESCRIBE = (
     "What does the picture show?", "Describe the image.", "What is in this photo?",
 )  # fmt: skip
 ASK = (
-    "What is the total?", "What is the date?", "Who wrote this letter?", "Which bar is the highest?",
+    "What is the total?", "What is the date?", "Who wrote this letter?",
+    "Which bar is the highest?",
     "How many rows are there?", "What is the name of the shop?", "What is the result?",
     "What is the title?", "What is the invoice number?", "What is the price?",
 )  # fmt: skip
@@ -38,7 +39,9 @@ NAMES: tuple[tuple[str, RGB], ...] = (
 def make(draw: Draw, difficulty: float) -> Sample:
     """A picture without legible text, and one or two questions about it."""
     shape = square(draw)
-    size = (shape.width // 2, shape.height // 2) if draw.chance(0.5) else (shape.width, shape.height)
+    size = (
+        (shape.width // 2, shape.height // 2) if draw.chance(0.5) else (shape.width, shape.height)
+    )
     kind = draw.weighted(("blank", "grain", "blurred", "gradient", "soft"), (22, 14, 28, 16, 20))
     if kind == "blank":
         return _blank(draw, size)
