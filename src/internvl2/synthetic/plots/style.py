@@ -137,7 +137,7 @@ def _default_style(draw: Draw, difficulty: float, face: str) -> Style:
 
 def _sizes(difficulty: float) -> tuple[int, int]:
     """Heights of letters, of a picture of 448 pixels."""
-    return round(19 - 6 * difficulty), round(24 - 5 * difficulty)
+    return round(19 - 5 * difficulty), round(24 - 4 * difficulty)
 
 
 def _choose_size(draw: Draw) -> tuple[int, int]:
