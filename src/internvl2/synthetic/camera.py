@@ -84,6 +84,17 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(stored).convert("RGB")
 
 
+def worn(draw: Draw, image: Image.Image, difficulty: float) -> Image.Image:
+    """A page as scanned or photographed, at times: darker at a side, grainy, stored with loss."""
+    if draw.chance(0.08 * difficulty):
+        image = shadow(draw, image, 0.4)
+    if draw.chance(0.08 * difficulty):
+        image = noise(draw, image, draw.integer(4, 20))
+    if draw.chance(0.06 * difficulty):
+        image = jpeg(image, draw.integer(45, 95))
+    return image
+
+
 def place(ground: Image.Image, panel: Image.Image, corners: Quad) -> None:
     """Puts a panel on the ground with its corners at these points, seen in perspective."""
     left, top = (int(min(corner[axis] for corner in corners)) for axis in (0, 1))
@@ -93,7 +104,7 @@ def place(ground: Image.Image, panel: Image.Image, corners: Quad) -> None:
     terms = _perspective(inside, panel.size)
     turned = panel.transform(size, Image.Transform.PERSPECTIVE, terms, BILINEAR)
     mask = Image.new("L", size)
-    ImageDraw.Draw(mask).polygon(inside, fill=255)
+    ImageDraw.Draw(mask).polygon(_drawn_in(inside), fill=255)
     ground.paste(turned, (left, top), mask)
 
 
@@ -103,6 +114,15 @@ def _grain(strength: int) -> Image.Image:
     source = np.random.default_rng(strength)
     levels = source.integers(GREY - strength, GREY + strength + 1, (GRAIN, GRAIN), dtype=np.uint8)
     return Image.merge("RGB", [Image.fromarray(levels)] * 3)
+
+
+def _drawn_in(corners: Quad) -> list[tuple[float, float]]:
+    """The corners a pixel nearer to their middle, for the outermost one is mixed with black."""
+    middle_x, middle_y = (sum(corner[axis] for corner in corners) / 4 for axis in (0, 1))
+    return [
+        (x + (1.5 if x < middle_x else -1.5), y + (1.5 if y < middle_y else -1.5))
+        for x, y in corners
+    ]
 
 
 def _perspective(corners: Quad, size: tuple[int, int]) -> list[float]:

@@ -116,13 +116,6 @@ class Pen:
             x += glyph.advance + tracking
         return x
 
-    def has(self, text: str) -> bool:
-        """Whether the face has a glyph for every letter."""
-        empty = self._face.getmask("\uffff").getbbox()
-        return all(
-            letter == " " or self._face.getmask(letter).getbbox() != empty for letter in text
-        )
-
     def box(self, text: str) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of the pixels a text has, written at (0, 0)."""
         x, left, top, right, bottom = 0, 10**6, 10**6, -(10**6), -(10**6)
@@ -136,9 +129,13 @@ class Pen:
 
     def _load(self, letter: str) -> _Glyph:
         mask, (left, top) = self._face.getmask2(letter, "L", anchor="ls")
-        width, height = mask.size
         advance = round(self._face.getlength(letter))
-        is_blank = not (width and height)
+        inked = mask.getbbox()
+        is_blank = inked is None
+        if inked is not None:
+            mask = mask.crop(inked)
+            left, top = left + inked[0], top + inked[1]
+        width, height = mask.size
         glyph = _Glyph(mask, left, top, left + width, top + height, advance, is_blank)
         self._glyphs[letter] = glyph
         return glyph

@@ -111,7 +111,7 @@ def _phrases(draw: Draw, difficulty: float, writer: Pen, room: int) -> str:
         count = draw.integer(2, max(2, min(12, room // writer.size)))
         return "".join(draw.choice(known) for _ in range(count))
     if draw.chance(0.12):
-        return _fact(draw)
+        return draw.of_split(lambda: _fact(draw))
     text = draw.listed(draw.choice(PHRASES))
     for _ in range(draw.integer(0, 2 + round(2 * difficulty))):
         longer = text + draw.choice(("", "", "", "，", " ", "、")) + draw.listed("zh_word")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from internvl2.synthetic import camera
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.page import Shape, any_shape, square
 from internvl2.synthetic.papers import Document, form, invoice, letter
@@ -48,6 +49,7 @@ def make(draw: Draw, difficulty: float) -> Sample:
     shape = _tall(draw) if document.kind == "receipt" else _usual(draw)
     look = choose_look(draw, shape, may_lie=document.kind == "receipt")
     image = compose(draw, look, document.rows, difficulty)
+    image = camera.worn(draw, image, difficulty)
     return Sample("documents", (image,), _ask(draw, document))
 
 

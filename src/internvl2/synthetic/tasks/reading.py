@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from internvl2.synthetic import camera
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.fonts import PRINT, Pen, pen
 from internvl2.synthetic.lines import line, paragraph
@@ -28,8 +29,6 @@ READ_ALL = (
     "Give me the text of this image.",
 )
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
-SHORT = 12
-"""Lines that one may be asked about by a count of lines."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ def make(draw: Draw, difficulty: float) -> Sample:
         lines = paragraph(draw, rows, look.fits)
     else:
         lines = [line(draw, difficulty, look.fits) for _ in range(rows)]
-    return Sample("reading", (_write(draw, look, lines),), _ask(draw, lines))
+    image = camera.worn(draw, _write(draw, look, lines), difficulty)
+    return Sample("reading", (image,), _ask(draw, lines))
 
 
 def _choose_look(draw: Draw, difficulty: float) -> _Look:

@@ -127,8 +127,8 @@ def _unknown(draw: Draw) -> Turn:
 
 def _sum(draw: Draw) -> Turn:
     expression, result = draw.of_split(lambda: _expression(draw)).split(" = ")
-    wording = draw.choice(("What is {}?", "{} = ?", "{}", "How much is {}?", "Calculate {}.", "{}=?"))
-    return Turn(wording.format(expression), result)
+    wordings = ("What is {}?", "{} = ?", "{}", "How much is {}?", "Calculate {}.", "{}=?")
+    return Turn(draw.choice(wordings).format(expression), result)
 
 
 def _expression(draw: Draw) -> str:
