@@ -251,7 +251,9 @@ def torch_free_modules() -> list[str]:
     return [
         name
         for name in names
-        if layer(name) in ("facts", "processing", "synthetic", "cli") or name in TORCH_FREE or not name
+        if layer(name) in ("facts", "processing", "synthetic", "cli")
+        or name in TORCH_FREE
+        or not name
     ]
 
 

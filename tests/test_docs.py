@@ -112,7 +112,7 @@ def test_files_that_pages_name_exist():
     assert faults == []
 
 
-@pytest.mark.parametrize("command", ["chat", "generate", "info", "convert", "eval"])
+@pytest.mark.parametrize("command", ["chat", "generate", "info", "convert", "eval", "data"])
 def test_the_page_of_the_command_line_has_every_option(
     command: str, capsys: pytest.CaptureFixture[str]
 ):

@@ -35,7 +35,7 @@ def test_samples_are_pictures_with_questions_and_answers(task: str, difficulty: 
         assert len({turn.question for turn in made.turns}) == len(made.turns)
         for image in made.images:
             assert image.mode == "RGB"
-            assert 100 <= min(image.size) <= max(image.size) <= 1000
+            assert 100 <= min(image.size) <= max(image.size) <= 1300
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -59,8 +59,8 @@ def test_a_panel_in_perspective_is_not_mirrored():
 
 
 def test_grain_keeps_the_size_and_stays_near_the_colour():
-    image = camera.noise(Draw(1), Image.new("RGB", (64, 48), (120, 120, 120)), 10)
-    assert image.size == (64, 48)
+    image = camera.noise(Draw(1), Image.new("RGB", (900, 1300), (120, 120, 120)), 10)
+    assert image.size == (900, 1300)
     assert all(105 <= level <= 135 for extreme in image.getextrema() for level in extreme)
 
 

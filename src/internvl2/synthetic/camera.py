@@ -12,7 +12,7 @@ from internvl2.synthetic.page import RGB, between
 Quad = tuple[tuple[float, float], tuple[float, float], tuple[float, float], tuple[float, float]]
 """Where the corners go: top left, top right, bottom right, bottom left."""
 
-GREY, GRAIN = 128, 800
+GREY, GRAIN = 128, 512
 BILINEAR = Image.Resampling.BILINEAR
 
 
@@ -56,9 +56,11 @@ def stripes(draw: Draw, size: tuple[int, int]) -> Image.Image:
 def noise(draw: Draw, image: Image.Image, strength: int) -> Image.Image:
     """Grain on every channel, up to so much brighter or darker."""
     grain = _grain(strength // 4 * 4 + 4)
-    left = draw.integer(0, max(0, grain.width - image.width))
-    top = draw.integer(0, max(0, grain.height - image.height))
-    piece = grain.crop((left, top, left + image.width, top + image.height))
+    piece = Image.new("RGB", image.size)
+    left, top = draw.integer(0, GRAIN - 1), draw.integer(0, GRAIN - 1)
+    for x in range(-left, image.width, GRAIN):
+        for y in range(-top, image.height, GRAIN):
+            piece.paste(grain, (x, y))
     return ImageChops.add(image, piece, 1, -GREY)
 
 
@@ -110,7 +112,7 @@ def place(ground: Image.Image, panel: Image.Image, corners: Quad) -> None:
 
 @cache
 def _grain(strength: int) -> Image.Image:
-    """Much of it, made once, for pictures to take a piece of."""
+    """Much of it, made once, for pictures to be covered with."""
     source = np.random.default_rng(strength)
     levels = source.integers(GREY - strength, GREY + strength + 1, (GRAIN, GRAIN), dtype=np.uint8)
     return Image.merge("RGB", [Image.fromarray(levels)] * 3)

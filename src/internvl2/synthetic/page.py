@@ -39,6 +39,15 @@ class Paper:
         return Image.new("RGB", (shape.width, shape.height), self.ground)
 
 
+SIX_TILES = (
+    Shape(672, 448, 0.5),
+    Shape(448, 672, 0.5),
+    Shape(896, 1267, 1.0),
+    Shape(794, 1123, 0.886),
+)
+"""A photo's 3 to 2, small, and a printed page's 1 to 1.41."""
+
+
 def snap(size: float) -> int:
     """The nearest of the sizes in use."""
     return min(_SIZES, key=lambda known: abs(known - size))
@@ -57,7 +66,7 @@ def any_shape(draw: Draw) -> Shape:
     if kind == "one":
         return square(draw)
     if kind == "six":
-        return Shape(672, 448, 0.5) if draw.chance(0.6) else Shape(448, 672, 0.5)
+        return draw.choice(SIX_TILES)
     long = draw.choice((896, 640, 800))
     sides = (long, long // 2) if kind == "wide" else (long // 2, long)
     return Shape(*sides, long / 896)

@@ -8,7 +8,7 @@ from internvl2.synthetic import camera
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.fonts import PRINT, Pen, pen
 from internvl2.synthetic.lines import line, paragraph
-from internvl2.synthetic.page import Paper, Shape, any_shape, choose_paper, letter_size
+from internvl2.synthetic.page import Paper, Shape, any_shape, choose_paper, letter_size, snap
 from internvl2.synthetic.sample import Sample, Turn
 
 READ_ALL = (
@@ -28,6 +28,8 @@ READ_ALL = (
     "Read this line by line.",
     "Give me the text of this image.",
 )
+PAGE = 1000
+"""Pictures higher than that are printed pages."""
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
 
@@ -53,14 +55,34 @@ class _Look:
 
 def make(draw: Draw, difficulty: float) -> Sample:
     """A page of lines, and one to three questions about its text."""
-    look = _choose_look(draw, difficulty)
-    rows = min(look.rows, draw.integer(1, 3 + round(7 * difficulty)))
-    if rows > 2 and draw.chance(0.3):
-        lines = paragraph(draw, rows, look.fits)
+    if draw.chance(0.05):
+        look, lines = _label(draw, difficulty)
     else:
-        lines = [line(draw, difficulty, look.fits) for _ in range(rows)]
+        look = _choose_look(draw, difficulty)
+        lines = _choose_lines(draw, look, difficulty)
     image = camera.worn(draw, _write(draw, look, lines), difficulty)
     return Sample("reading", (image,), _ask(draw, lines))
+
+
+def _choose_lines(draw: Draw, look: _Look, difficulty: float) -> list[str]:
+    rows = min(look.rows, draw.integer(1, 3 + round(7 * difficulty)))
+    if rows > 2 and draw.chance(0.8 if look.shape.height > PAGE else 0.3):
+        return paragraph(draw, rows, look.fits)
+    return [line(draw, difficulty, look.fits) for _ in range(rows)]
+
+
+def _label(draw: Draw, difficulty: float) -> tuple[_Look, list[str]]:
+    """One to three short lines, and a picture no larger than they need."""
+    most = draw.integer(4, 24)
+    lines = [
+        line(draw, difficulty, lambda text: len(text) <= most) for _ in range(draw.integer(1, 3))
+    ]
+    writer = pen(draw.face(), snap(draw.integer(16, 64)))
+    step, margin = writer.ascent + writer.descent, draw.integer(3, 30)
+    width = max(writer.width(text) for text in lines) + 2 * margin
+    width = min(width, 1200)
+    shape = Shape(max(width, 100), max(step * len(lines) + 2 * margin, 100), 1.0)
+    return _Look(shape, choose_paper(draw, difficulty), writer, step, margin, "left", 0), lines
 
 
 def _choose_look(draw: Draw, difficulty: float) -> _Look:
@@ -104,7 +126,8 @@ def _ask(draw: Draw, lines: list[str]) -> tuple[Turn, ...]:
         return (first,)
     if draw.chance(0.62):
         return (first, *draw.several(others, draw.integer(0, 1)))
-    return tuple(draw.several(others, draw.integer(1, 2)))
+    chosen = draw.several(others, draw.integer(1, 2))
+    return tuple({turn.question: turn for turn in chosen}.values())
 
 
 def _questions(draw: Draw, lines: list[str]) -> list[Turn]:
