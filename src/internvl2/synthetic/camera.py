@@ -24,7 +24,7 @@ def gradient(draw: Draw, size: tuple[int, int], first: RGB, second: RGB) -> Imag
     around = [first, middle, second, middle]
     for index, place in enumerate(((0, 0), (1, 0), (1, 1), (0, 1))):
         corners.putpixel(place, around[(index + turned) % 4])
-    return corners.resize(size, BILINEAR)
+    return _softly(corners, size)
 
 
 def blotches(draw: Draw, size: tuple[int, int], cells: int) -> Image.Image:
@@ -36,7 +36,7 @@ def blotches(draw: Draw, size: tuple[int, int], cells: int) -> Image.Image:
         tints += bytes(
             min(255, max(0, channel + lighter + draw.integer(-12, 12))) for channel in base
         )
-    return Image.frombytes("RGB", (cells, cells), bytes(tints)).resize(size, BILINEAR)
+    return _softly(Image.frombytes("RGB", (cells, cells), bytes(tints)), size)
 
 
 def stripes(draw: Draw, size: tuple[int, int]) -> Image.Image:
@@ -71,7 +71,7 @@ def shadow(draw: Draw, image: Image.Image, depth: float) -> Image.Image:
         place = (draw.integer(0, 1), draw.integer(0, 1))
         light.putpixel(place, 255 - round(255 * draw.number(0.3, 1.0) * depth))
     black = Image.new("RGB", image.size)
-    return Image.composite(image, black, light.resize(image.size, BILINEAR))
+    return Image.composite(image, black, _softly(light, image.size))
 
 
 def blurred(image: Image.Image, radius: float) -> Image.Image:
@@ -108,6 +108,12 @@ def place(ground: Image.Image, panel: Image.Image, corners: Quad) -> None:
     mask = Image.new("L", size)
     ImageDraw.Draw(mask).polygon(_drawn_in(inside), fill=255)
     ground.paste(turned, (left, top), mask)
+
+
+def _softly(few: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A few pixels as a smooth picture; its pixels go two by two, which takes half the time."""
+    half = ((size[0] + 1) // 2, (size[1] + 1) // 2)
+    return few.resize(half, BILINEAR).resize(size, Image.Resampling.NEAREST)
 
 
 @cache
