@@ -173,7 +173,7 @@ class _Setting:
 
 
 class _Theirs:
-    """transformers' model with PyTorch's fused AdamW on bf16 weights, which rounds ours away."""
+    """transformers' model, and PyTorch's fused AdamW, which rounds small steps of bf16 away."""
 
     def __init__(self, work: Work, recipe: Recipe, options: Options) -> None:
         self.work, self.options = work, options
