@@ -250,6 +250,11 @@ def test_validation_data_is_never_augmented_and_takes_the_recipe_s_frames(folder
     assert trained.sources[0].reading.num_frames == 3
 
 
+def said(question: str, answer: str, **fields) -> dict:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"conversations": turns} | fields
+
+
 FAULTS = {
     "missing picture": (record(1, image="gone.png"), r"gone\.png does not exist"),
     "truncated picture": (record(1, image="cut.jpg"), r"cut\.jpg is damaged"),
@@ -260,10 +265,16 @@ FAULTS = {
     "bad line": ("{", "not JSON"),
     "too long": (record(1, system="word " * 300), "the context has room for 160"),
     "too many tiles": (record(1, image=["wide.png"] * 2, budget=12), "tiles; a pack holds 8"),
-    "empty answer": (
-        {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": ""}]},
-        "turn 2 is an empty answer",
+    "picture that is a page": (record(1, image="page.jpg"), r"page\.jpg is not a picture; .*HTML"),
+    "empty picture": (record(1, image="empty.jpg"), r"empty\.jpg is empty \(0 bytes\)"),
+    "picture that is a folder": (record(1, image="folder.jpg"), r"folder\.jpg is a directory"),
+    "tags without pictures": (said("<image><image>?", "a", image="wide.png"), "1 pictures, but 2"),
+    "box outside": (said("?", "<box>[[0, 0, 1001, 5]]</box>"), r"turn 2 has the box \[0, 0, 1001"),
+    "unknown role": (
+        {"conversations": [{"from": "robot", "value": "?"}]},
+        r"conversations\[0\]\.from is 'robot'; known: system, human",
     ),
+    "empty answer": (said("?", ""), "turn 2 is an empty answer"),
 }
 
 
@@ -274,6 +285,9 @@ def faulty(folder: Path, name: str, processor: Processor) -> Dataset:
     file = io.BytesIO()
     noise.save(file, "JPEG")
     (folder / "cut.jpg").write_bytes(file.getvalue()[:900])
+    (folder / "page.jpg").write_text("<!DOCTYPE html><html>Not found</html>")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "folder.jpg").mkdir()
     (folder / "cut.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(500))
     Image.new("RGB", (SIDE * 4, SIDE)).save(folder / "wide.png")
     broken, _ = FAULTS[name]
