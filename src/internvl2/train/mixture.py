@@ -26,6 +26,7 @@ def training_loader(
         weighting=recipe.packing.loss_weighting,
         skip_bad_samples=recipe.skip_bad_samples,
         bad_samples=Path(recipe.output) / "bad_samples.jsonl",
+        idle_tiles=recipe.shard,
     )
     dataset = _dataset(recipe, recipe.data, processor, shuffle=True)
     return Loader(dataset, Costs.of(processor.config), options, position)
@@ -33,7 +34,9 @@ def training_loader(
 
 def validation_loader(recipe: Recipe, processor: Processor, world: World) -> Loader:
     """Every sample of the validation data once, a pack per process and step."""
-    options = LoaderOptions(packs_per_step=world.size, rank=world.rank, world=world.size)
+    options = LoaderOptions(
+        packs_per_step=world.size, rank=world.rank, world=world.size, idle_tiles=recipe.shard
+    )
     dataset = _dataset(recipe, recipe.validation.data, processor, shuffle=False)
     return Loader(dataset, Costs.of(processor.config), options)
 
