@@ -1,7 +1,8 @@
 """What a person watching the terminal sees beside the answer: log lines and progress, on stderr.
 
 Modules log through `logging.getLogger(__name__)` and never print; the command line alone decides
-where lines go. Progress bars appear on terminals only, so that a log file stays readable.
+where lines go. Progress bars appear on terminals only, so that a log file stays readable; a line
+that comes while there is a bar is written above it.
 """
 
 import logging
@@ -19,20 +20,29 @@ def set_up_logging(*, verbose: bool = False) -> None:
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _AboveBars(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     handler.addFilter(_drop_info_label)
     logger.addHandler(handler)
 
 
 def progress(
-    total: int | None, description: str, *, unit: str = "it", bytes_scale: bool = False
+    total: int | None,
+    description: str,
+    *,
+    unit: str = "it",
+    bytes_scale: bool = False,
+    initial: int = 0,
 ) -> "tqdm":
-    """A progress bar on standard error; call `update(n)` and `close()`, or use it in `with`."""
+    """A progress bar on standard error; call `update(n)` and `close()`, or use it in `with`.
+
+    What was done before, `initial`, counts for how far the bar is and not for how fast it goes.
+    """
     from tqdm import tqdm
 
     return tqdm(
         total=total,
+        initial=initial,
         desc=description,
         unit="B" if bytes_scale else unit,
         unit_scale=bytes_scale,
@@ -45,6 +55,20 @@ def progress(
 def one_line(error: BaseException) -> str:
     """The message of an error on a single line; its type where it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+class _AboveBars(logging.StreamHandler):
+    """Takes the bars away while a line is written."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one line."""
+        if "tqdm" not in sys.modules:  # then there is no bar, and nothing to import for
+            super().emit(record)
+            return
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 def _drop_info_label(record: logging.LogRecord) -> bool:

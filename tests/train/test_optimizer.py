@@ -245,7 +245,13 @@ def test_the_usual_recipe_trains_projector_decoder_and_head():
 
 def test_the_head_is_frozen_or_trained_by_itself():
     assert "decoder.head.weight" not in trained(Freeze(head=True))
-    assert trained(Freeze(projector=True, decoder=True)) == {"decoder.head.weight"}
+    only = trained(Freeze(projector=True, decoder=True, head=False))
+    assert only == {"decoder.head.weight"}
+
+
+def test_the_head_is_frozen_with_the_decoder():
+    names = trained(Freeze(decoder=True))
+    assert {name.split(".")[0] for name in names} == {"projector"}
 
 
 def test_the_last_layers_of_a_frozen_tower_are_trained():

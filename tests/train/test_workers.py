@@ -4,11 +4,15 @@ import multiprocessing
 import os
 import signal
 from collections import deque
+from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
+from internvl2.processing.conversation import Message, Picture
 from internvl2.processing.processor import Processor
+from internvl2.train import workers as workers_module
 from internvl2.train.dataset import Dataset
 from internvl2.train.formats import from_records
 from internvl2.train.packing import Limits
@@ -32,6 +36,12 @@ def workers(dataset):
     workers.close()
 
 
+@pytest.fixture
+def pictures(dataset) -> Dataset:
+    turns = (Message.user(Picture(Image.new("RGB", (56, 56), "red")), "?"), Message.assistant("a"))
+    return replace(dataset, source=from_records([turns] * 2), limits=Limits(256, 2))
+
+
 def own_children(before: set[int]) -> list[int]:
     return [child.pid for child in multiprocessing.active_children() if child.pid not in before]
 
@@ -53,6 +63,24 @@ def test_a_worker_that_died_is_one_clear_error(workers):
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="a worker process of the data set died"):
         deque(workers.submit(Measure(0, 1))() for _ in range(100))
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_tiles_pass_through_memory_or_a_pipe_and_nothing_is_left(
+    pictures, tmp_path, monkeypatch, has_room
+):
+    monkeypatch.setattr(workers_module, "MEMORY", tmp_path)
+    workers = Workers(pictures, 1)
+    (folder,) = tmp_path.iterdir()
+    if not has_room:
+        folder.rmdir()
+    task = Make((0, 1), 256, "token", (0, 2))
+    tiles = workers.submit(task)().pack.tiles
+    assert (tiles == task(pictures).pack.tiles).all()
+    assert tiles.any()
+    assert not has_room or not list(folder.iterdir())
+    workers.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_negative_number_of_workers_is_refused(dataset):

@@ -63,23 +63,32 @@ class InternVL(nn.Module):
         return self.projector(rearrange(x, pattern, a=config.shuffle, b=config.shuffle))
 
     def embed(
-        self, tokens: Int[Tensor, " tokens"], visual: Float[Tensor, "visual dim"] | None = None
+        self,
+        tokens: Int[Tensor, " tokens"],
+        visual: Float[Tensor, "visual dim"] | None = None,
+        rows: Int[Tensor, " places"] | None = None,
     ) -> Float[Tensor, "tokens dim"]:
-        """Embeddings of a stream, its `<IMG_CONTEXT>` tokens replaced by `visual`, in order."""
+        """Embeddings of a stream, its `<IMG_CONTEXT>` tokens replaced by `visual`, in order.
+
+        `rows` are those tokens' places, where they are known: looking for them makes the host wait.
+        """
         x = self.decoder.embedding(tokens)
         if visual is None:
             return x
-        if self.config.image_token_id is None:
-            raise ValueError("this model's config has no image_token_id; it cannot place pictures")
-        is_image = tokens == self.config.image_token_id
-        wanted = int(is_image.sum())
-        if wanted != len(visual):
-            raise ValueError(f"{wanted} <IMG_CONTEXT> tokens but {len(visual)} visual tokens")
-        return x.masked_scatter(is_image[:, None], visual.to(x.dtype))
+        if rows is None:
+            rows = self._visual_rows(tokens)
+        if len(rows) != len(visual):
+            raise ValueError(f"{len(rows)} <IMG_CONTEXT> tokens but {len(visual)} visual tokens")
+        return x.index_copy(0, rows, visual.to(x.dtype))
 
     def logits(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocab"]:
         """Scores of every token of the vocabulary, in fp32."""
         return self.decoder.head(hidden).float()
+
+    def _visual_rows(self, tokens: Int[Tensor, " tokens"]) -> Int[Tensor, " places"]:
+        if self.config.image_token_id is None:
+            raise ValueError("this model's config has no image_token_id; it cannot place pictures")
+        return (tokens == self.config.image_token_id).nonzero()[:, 0]
 
 
 class Projector(nn.Module):

@@ -3,10 +3,12 @@
 Source of the formulas: `modeling_intern_vit.py` of the official code.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from internvl2.config import VisionConfig
@@ -42,11 +44,19 @@ class VisionTower(nn.Module):
         self, pixels: Float[Tensor, "tiles 3 size size"]
     ) -> Float[Tensor, "tiles states dim"]:
         """Patch embeddings behind the class token, with their positions added."""
-        patches = self.patch_embedding(pixels)
-        side = patches.shape[-1]
-        x = rearrange(patches, "tiles dim h w -> tiles (h w) dim")
+        side = pixels.shape[-1] // self.config.patch_size
+        x = self._embed_patches(pixels)
         first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return torch.cat([first, x], dim=1) + self._positions(side).to(x.dtype)
+
+    def _embed_patches(
+        self, pixels: Float[Tensor, "tiles 3 size size"]
+    ) -> Float[Tensor, "tiles patches dim"]:
+        """The convolution as the matrix product that it is: each pixel is in one patch alone."""
+        p = self.config.patch_size
+        patches = rearrange(pixels, "t c (h y) (w x) -> t (h w) (c y x)", y=p, x=p)
+        weight = rearrange(self.patch_embedding.weight, "dim c y x -> dim (c y x)")
+        return F.linear(patches, weight, self.patch_embedding.bias)
 
     def _positions(self, side: int) -> Float[Tensor, "states dim"]:
         """Position embeddings for `side` x `side` patches, interpolated where need be."""
@@ -128,10 +138,13 @@ def normalize(
     tiles: UInt8[Tensor, "tiles size size 3"], dtype: torch.dtype
 ) -> Float[Tensor, "tiles 3 size size"]:
     """Pixels of 0..255 with ImageNet's mean and deviation taken out, in fp32 until the end."""
-    mean = torch.tensor(IMAGENET_MEAN, device=tiles.device)
-    std = torch.tensor(IMAGENET_STD, device=tiles.device)
-    pixels = (tiles.float() / 255 - mean) / std
+    pixels = (tiles.float() / 255 - _filled(IMAGENET_MEAN, tiles)) / _filled(IMAGENET_STD, tiles)
     return rearrange(pixels, "tiles h w c -> tiles c h w").to(dtype).contiguous()
+
+
+def _filled(numbers: Sequence[float], like: Tensor) -> Float32[Tensor, " numbers"]:
+    """Numbers on another tensor's device; a copy from the host would wait for the device."""
+    return torch.stack([torch.full((), number, device=like.device) for number in numbers])
 
 
 def _norm(config: VisionConfig) -> nn.Module:

@@ -90,7 +90,9 @@ class Dataset:
         return self.source[sample_at(ordinal, len(self.source), self.seed, self.shuffle)]
 
     def _options(self) -> EncodeOptions:
-        return EncodeOptions(max_context=self.limits.tokens, add_generation_prompt=False)
+        return EncodeOptions(
+            max_context=self.limits.tokens, add_generation_prompt=False, digests=False
+        )
 
     def _messages(self, record: Record) -> tuple[Message, ...]:
         """The conversation, its tile budget shared by the pictures that have none of their own."""

@@ -32,7 +32,11 @@ def pack_flops(
     A product of n numbers counts 2n; the backward pass costs once more for the input's gradient and
     once more for the weight's, where they are needed.
     """
-    return Flops(_vision(config, freeze, tiles), _decoder(config, freeze, lengths, labelled))
+    fed = tiles > 0 and not (freeze.vision and freeze.projector and not freeze.vision_last)
+    gradients = fed or not freeze.decoder  # go through the layers, not only through the head
+    return Flops(
+        _vision(config, freeze, tiles), _decoder(config, freeze, gradients, lengths, labelled)
+    )
 
 
 def _vision(config: InternVLConfig, freeze: Freeze, tiles: int) -> float:
@@ -44,13 +48,15 @@ def _vision(config: InternVLConfig, freeze: Freeze, tiles: int) -> float:
     trained = min(freeze.vision_last, vision.num_layers) if freeze.vision else vision.num_layers
     tower = layer * (vision.num_layers + 2 * trained) + embedding * (1 if freeze.vision else 2)
     wide, text = width * config.shuffle**2, config.decoder.hidden_size
-    projector = 2.0 * config.tokens_per_tile * (wide * text + text * text)
-    passes = 1 + (not freeze.projector) + (trained > 0 or not freeze.projector)
-    return tiles * (tower + projector * passes)
+    first, second = (2.0 * config.tokens_per_tile * width * text for width in (wide, text))
+    learned = not freeze.projector
+    projector = first * (1 + learned + (trained > 0))
+    projector += second * (1 + learned + (trained > 0 or learned))
+    return tiles * (tower + projector)
 
 
 def _decoder(
-    config: InternVLConfig, freeze: Freeze, lengths: Sequence[int], labelled: int
+    config: InternVLConfig, freeze: Freeze, gradients: bool, lengths: Sequence[int], labelled: int
 ) -> float:
     decoder = config.decoder
     width, heads = decoder.hidden_size, decoder.num_heads * decoder.head_dim
@@ -58,10 +64,9 @@ def _decoder(
     matrices = 2 * width * heads + 2 * width * kv + 3 * width * decoder.intermediate_size
     linear = 2.0 * sum(lengths) * matrices * decoder.num_layers
     attention = 2.0 * sum(n * n for n in lengths) * heads * decoder.num_layers  # causal: half
-    gradients = not (freeze.vision and freeze.projector and freeze.decoder) or freeze.vision_last
     head = 2.0 * labelled * width * decoder.vocab_size
     return (
-        linear * (1 + bool(gradients) + (not freeze.decoder))
+        linear * (1 + gradients + (not freeze.decoder))
         + attention * (3 if gradients else 1)
-        + head * (1 + bool(gradients) + (not freeze.head))
+        + head * (1 + gradients + (not freeze.freezes_head))
     )

@@ -1,12 +1,14 @@
 """Find any entry of a JSON file of any size by where it begins and ends, which is all that is kept.
 
-A file of lines costs eight bytes a line. A file that is one JSON array is indexed as well, by
-matching brackets outside of strings. Entries are read one at a time, from any process.
+A file of lines costs eight bytes a line (sixteen in worker processes, to which it is sent). A file
+that is one JSON array is indexed as well, by matching brackets outside of strings. Entries are read
+one at a time, from any process.
 """
 
 import json
 import mmap
 import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,8 @@ import numpy as np
 
 CHUNK = 1 << 20
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
-_SHORT = 2
-"""Bytes that an empty line may have: a line feed, or a carriage return before it."""
+_SHORT = 16
+"""Bytes of the longest blank line; a line of a record has more."""
 
 
 class SampleError(ValueError):
@@ -60,28 +62,39 @@ class EntryIndex:
         except OSError as error:
             raise SampleError(self.where(entry), f"cannot be read: {error.strerror}") from None
         try:
-            found = json.loads(text)
+            found = parse_json(text)
+        except UnicodeDecodeError as error:
+            reason = f"not UTF-8: byte {error.start + 1} of the record is {text[error.start]:#04x}"
+            raise SampleError(self.where(entry), reason) from None
+        except json.JSONDecodeError as error:
+            reason = f"not JSON: {error.msg} at character {error.pos + 1} of the record"
+            raise SampleError(self.where(entry), reason) from None
         except (ValueError, RecursionError) as error:
-            raise SampleError(self.where(entry), f"not JSON: {error}") from None
+            raise SampleError(self.where(entry), str(error)) from None
         if not isinstance(found, dict):
             kind = type(found).__name__
             raise SampleError(self.where(entry), f"a JSON object was expected, not a {kind}")
         return found
 
 
+def parse_json(text: bytes) -> Any:
+    """What JSON text says; an object that gives a key twice is an error, for one would be lost."""
+    return json.loads(text, object_pairs_hook=_unique)
+
+
 def index_lines(path: Path) -> EntryIndex:
     """The lines of a file that are not empty."""
-    ends: list[np.ndarray] = []
+    ends = [np.zeros(1, np.int64)]
     size = 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             found = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
             ends.append(found.astype(np.int64) + (size + 1))
             size += len(chunk)
-    stops = np.concatenate([*ends, np.zeros(0, np.int64)])
-    if size and (not len(stops) or stops[-1] != size):
-        stops = np.append(stops, size)
-    starts = np.concatenate([np.zeros(1, np.int64), stops[:-1]])[: len(stops)]
+    bounds = np.concatenate(ends)
+    if bounds[-1] != size:
+        bounds = np.append(bounds, size)
+    starts, stops = bounds[:-1], bounds[1:]
     kept = _with_content(path, starts, stops)
     if kept.all():
         return EntryIndex(path, starts, stops, None)
@@ -90,9 +103,7 @@ def index_lines(path: Path) -> EntryIndex:
 
 def index_array(path: Path) -> EntryIndex:
     """The objects of a file that holds one JSON array."""
-    starts: list[int] = []
-    stops: list[int] = []
-    lines: list[int] = []
+    starts, stops, lines = array("q"), array("q"), array("q")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         before, line = 0, 1
         for start, stop in _array_objects(path, data):
@@ -105,7 +116,7 @@ def index_array(path: Path) -> EntryIndex:
             stops.append(stop)
             lines.append(line)
             before = start
-    entries = (np.array(column, np.int64) for column in (starts, stops, lines))
+    entries = (np.frombuffer(column, np.int64) for column in (starts, stops, lines))
     return EntryIndex(path, *entries, is_array=True)
 
 
@@ -116,6 +127,15 @@ def starts_with(path: Path) -> bytes:
             if text := chunk.removeprefix(b"\xef\xbb\xbf").lstrip():
                 return text[:1]
     return b""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is given twice in one object")
+    return found
 
 
 def _with_content(path: Path, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """How fast a run is: tokens, tiles and arithmetic per second, memory, and waiting for data."""
 
 import resource
+import sys
 
 import torch
 
@@ -9,7 +10,7 @@ from internvl2.train.flops import Flops, pack_flops
 from internvl2.train.loader import Step
 from internvl2.train.log import StepRecord
 from internvl2.train.optimization import Moved
-from internvl2.train.packing import IGNORED, TrainBatch
+from internvl2.train.packing import TrainBatch
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Freeze
 
@@ -34,8 +35,7 @@ class Meter:
             flops.decoder,
         ]
         tokens, tiles, samples, vision, decoder = self.world.sum(mine)
-        per_second = 1 / (seconds * self.world.size * 1e12)
-        speed = (vision + decoder) * per_second
+        seen, learned = (flops / (seconds * self.world.size) for flops in (vision, decoder))
         return StepRecord(
             step=step,
             loss=loss,
@@ -49,21 +49,30 @@ class Meter:
             tiles_per_second=tiles / seconds,
             data_wait=waited,
             memory_gib=_memory(self.world.device) / 2**30,
-            tflops_vision=vision * per_second,
-            tflops_decoder=decoder * per_second,
-            mfu=None if self._peak is None else speed * 1e12 / self._peak,
+            tflops_vision=seen / 1e12,
+            tflops_decoder=learned / 1e12,
+            mfu=self._share(seen + learned),
+            mfu_vision=self._share(seen),
+            mfu_decoder=self._share(learned),
         )
 
+    def _share(self, speed: float) -> float | None:
+        """Of the measured speed; None where there is none."""
+        return None if self._peak is None else speed / self._peak
+
     def _flops(self, pack: TrainBatch) -> Flops:
-        labelled = int((pack.labels != IGNORED).sum())
+        labelled = len(pack.learned_rows)
         lengths = pack.lengths[: pack.num_samples]
         return pack_flops(self.config, self.freeze, lengths, pack.num_tiles, labelled)
 
 
 def _memory(device: torch.device) -> int:
-    """Most bytes that the process has taken of the device's memory, or of the host's."""
+    """Most bytes that this process has taken of the device's memory, or of the host's."""
     if device.type == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "mps":  # tells what is taken now; the allocator gives nothing back on its own
+        return torch.mps.driver_allocated_memory()
     return torch.get_device_module(device).max_memory_reserved(device)
 
 

@@ -50,7 +50,7 @@ def freeze_parts(model: InternVL, freeze: Freeze) -> None:
         )
     for name, parameter in model.named_parameters():
         part, layer = name.split(".")[0], _vision_layer(name)
-        is_frozen = freeze.head if name.startswith(HEAD) else getattr(freeze, part)
+        is_frozen = freeze.freezes_head if name.startswith(HEAD) else getattr(freeze, part)
         if layer is not None:
             is_last = layer >= layers - freeze.vision_last
             is_frozen = layer >= layers or (freeze.vision and not is_last)

@@ -8,6 +8,7 @@ and order alone. Planning needs no torch; `TrainBatch` imports it when it is mad
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -164,7 +165,7 @@ def plan_packs(sizes: Iterable[Waiting], limits: Limits, costs: Costs) -> list[P
     return packs
 
 
-def tile_buckets(most: int, count: int = 4) -> tuple[int, ...]:
+def tile_buckets(most: int, count: int = 10) -> tuple[int, ...]:
     """Sizes to which the tiles of packs are padded, 0 among them, so that few graphs are made."""
     return tuple(sorted({0, *(-(-most * part // count) for part in range(1, count + 1))}))
 
@@ -191,6 +192,7 @@ class Pack:
     tokens: Int64[np.ndarray, " tokens"]
     labels: Int64[np.ndarray, " tokens"]
     weights: Float32[np.ndarray, " tokens"]
+    visual_rows: Int64[np.ndarray, " visual"]
     lengths: tuple[int, ...]
     tiles: UInt8[np.ndarray, "tiles size size 3"]
     num_tiles: int
@@ -208,6 +210,7 @@ def pack_samples(
     tokens = np.full(length, PAD_TOKEN, np.int64)
     labels = np.full(length, IGNORED, np.int64)
     weights = np.zeros(length, np.float32)
+    visual_rows = [np.zeros(0, np.int64)]
     start = 0
     for sample in samples:
         ids = np.array(sample.prompt.token_ids, np.int64)
@@ -217,12 +220,15 @@ def pack_samples(
         tokens[start:stop] = ids
         labels[start : stop - 1][learned] = ids[1:][learned]
         weights[start : stop - 1][learned] = loss_weight(weighting, int(learned.sum()))
+        spans = sample.prompt.media
+        visual_rows += [np.arange(start + span.start, start + span.stop) for span in spans]
         start = stop
     tiles = [sample.prompt.tiles for sample in samples if len(sample.prompt.tiles)]
     return Pack(
         tokens=tokens,
         labels=labels,
         weights=weights,
+        visual_rows=np.concatenate(visual_rows),
         lengths=(*lengths, length - used) if used < length else lengths,
         tiles=np.concatenate(tiles) if tiles else np.zeros((0, 0, 0, 3), np.uint8),
         num_tiles=sum(map(len, tiles)),
@@ -242,13 +248,21 @@ def with_tile_bucket(pack: Pack, tile_size: int, bucket: int) -> Pack:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A pack as the model reads it, on one device."""
+    """A pack as the model reads it, on one device.
+
+    Everything that a pass needs to know about the pack is made on the host beforehand, so that the
+    device never waits for an answer.
+    """
 
     tokens: "torch.Tensor"
     """Int64 [tokens]; the padding at the end is a sequence of its own."""
     positions: "Positions"
     lengths: tuple[int, ...]
     """Tokens of each sequence, the padding last."""
+    boundaries: "torch.Tensor"
+    """Int32 [sequences + 1]: where each of them starts, then the length of the stream."""
+    visual_rows: "torch.Tensor"
+    """Int64 [visual]: the positions of visual tokens, in order."""
     tiles: "torch.Tensor"
     """UInt8 [tiles, size, size, 3]; padded to a bucket."""
     num_tiles: int
@@ -257,6 +271,8 @@ class TrainBatch:
     """Int64 [tokens]: what each position should say next; -100 where nothing is learned."""
     weights: "torch.Tensor"
     """Float32 [tokens]: what each position's loss counts; 0 where nothing is learned."""
+    learned_rows: "torch.Tensor"
+    """Int64 [learned]: the positions that learn."""
     weight_sum: float
     """Sum of the weights; a step's loss is divided by the sum over all of its packs."""
     num_samples: int
@@ -276,10 +292,13 @@ class TrainBatch:
             tokens=torch.from_numpy(pack.tokens),
             positions=Positions.packed(pack.lengths),
             lengths=pack.lengths,
+            boundaries=torch.tensor([0, *accumulate(pack.lengths)], dtype=torch.int32),
+            visual_rows=torch.from_numpy(pack.visual_rows),
             tiles=torch.from_numpy(pack.tiles),
             num_tiles=pack.num_tiles,
             labels=torch.from_numpy(pack.labels),
             weights=torch.from_numpy(pack.weights),
+            learned_rows=torch.from_numpy((pack.labels != IGNORED).nonzero()[0]),
             weight_sum=float(pack.weights.sum(dtype=np.float64)),
             num_samples=len(pack.where),
             num_tokens=sum(pack.lengths[: len(pack.where)]),
@@ -294,11 +313,20 @@ class TrainBatch:
         """The batch in memory from which an accelerator copies by itself."""
         return self._moved(lambda tensor: tensor.pin_memory())
 
+    def used_by(self, stream: "torch.Stream") -> "TrainBatch":
+        """The batch, whose memory is not given away before `stream` is done with it."""
+
+        def held(tensor: "torch.Tensor") -> "torch.Tensor":
+            tensor.record_stream(stream)
+            return tensor
+
+        return self._moved(held)
+
     def attention(self) -> "PackedAttention":
         """Attention that keeps the samples apart."""
         from internvl2.model.attention import PackedAttention
 
-        return PackedAttention.of(self.lengths, self.tokens.device)
+        return PackedAttention(self.lengths, self.boundaries, max(self.lengths))
 
     def _moved(self, move: "Callable[[torch.Tensor], torch.Tensor]") -> "TrainBatch":
         from internvl2.model.rotary import Positions
@@ -307,7 +335,10 @@ class TrainBatch:
             self,
             tokens=move(self.tokens),
             positions=Positions(move(self.positions.index), move(self.positions.length)),
+            boundaries=move(self.boundaries),
+            visual_rows=move(self.visual_rows),
             tiles=move(self.tiles),
             labels=move(self.labels),
             weights=move(self.weights),
+            learned_rows=move(self.learned_rows),
         )

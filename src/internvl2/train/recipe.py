@@ -22,13 +22,20 @@ class DataSource:
     root: str | None = None
     """Folder that relative picture paths start from; the file's own folder unless given."""
     repeat: float = 1.0
-    """How often an epoch sees the set; below 1, the first such share of it."""
+    """How often an epoch sees the set; below 1, the first such share of it. A meta.json's
+    `repeat_time` is multiplied with it; of everything else, what is given here goes before what
+    a meta.json says."""
     max_tiles: int | None = None
-    """Most tiles per picture in this set; the recipe's `max_tiles` unless given."""
+    """Tile budget of a sample, shared by its pictures; the recipe's `max_tiles` unless given."""
+    augment: bool | None = None
+    """Show every tile as a JPEG of random quality; a meta.json's `data_augment` unless given."""
+    num_frames: int = 8
+    """How many frames of a video are seen."""
 
     def __post_init__(self) -> None:
         _require(self.repeat > 0, "data.repeat", self.repeat, "above 0")
         _require_from(1, "data.max_tiles", self.max_tiles)
+        _require_from(1, "data.num_frames", self.num_frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +48,18 @@ class Freeze:
     """What joins the vision tower to the decoder."""
     decoder: bool = False
     """Embedding and layers of the language model."""
-    head: bool = False
-    """The last linear map of the language model."""
+    head: bool | None = None
+    """The last linear map of the language model; frozen with the decoder unless given."""
     vision_last: int = 0
     """So many last layers of a frozen vision tower are trained all the same."""
 
     def __post_init__(self) -> None:
         _require_from(0, "freeze.vision_last", self.vision_last)
+
+    @property
+    def freezes_head(self) -> bool:
+        """Whether the head keeps its weights."""
+        return self.decoder if self.head is None else self.head
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +188,9 @@ class Recipe:
     packs_per_step: int = 32
     """Packs between two changes of the weights, over all processes together."""
     max_tiles: int = 6
-    """Most tiles that a picture is cut into, the thumbnail not counted."""
+    """Most tiles that the pictures of a sample are cut into, thumbnails not counted."""
     drop_path: float = 0.0
-    """Stochastic depth of the last vision layer."""
+    """Stochastic depth of the last vision layer, where vision layers are trained."""
     from_scratch: bool = False
     """Random weights in the model's shape instead of the checkpoint's."""
     shard: bool = False
@@ -194,8 +206,9 @@ class Recipe:
     """Decides order, packs, random weights and stochastic depth."""
     deterministic: bool = False
     """Only kernels that give the same bits each time."""
-    workers: int = 2
-    """Processes that decode and encode samples; 0 does it between the steps."""
+    workers: int = 4
+    """Processes that decode and encode samples, per GPU; 0 does it between the steps. Each makes
+    about 150 tiles/s from photographs of one megapixel."""
     skip_bad_samples: int = 0
     """So many unreadable samples are left out and written down before the run stops."""
     save_every: int = 200
@@ -204,8 +217,13 @@ class Recipe:
     """How many of the last checkpoints stay."""
     layout: Literal["opengvlab", "hf", "paddlemix"] = "opengvlab"
     """Layout of the trained model."""
+    tensorboard: bool = False
+    """Also write the records for TensorBoard, into the folder `tensorboard` of the run."""
+    wandb: str | None = None
+    """Project of Weights & Biases that the records are also sent to."""
 
     def __post_init__(self) -> None:
+        _require(self.wandb != "", "wandb", '""', "the name of a project")
         for name in ("packs_per_step", "max_tiles", "save_every", "keep"):
             _require_from(1, name, getattr(self, name))
         for name in ("workers", "skip_bad_samples"):

@@ -24,6 +24,7 @@ from internvl2.train.preparation import prepare, training
 from internvl2.train.recipe import Recipe
 from internvl2.train.schedule import rate_factor
 from internvl2.train.sharding import gather, is_divided, regroup
+from internvl2.train.transfer import arriving
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +93,9 @@ class Run:
         loss, weight = 0.0, 0.0
         with torch.no_grad():
             for packs in loader:
-                for batch in packs.batches:
+                for batch in arriving(packs.batches, self.world.device):
                     if batch.num_tokens or is_divided(self._loss):
-                        loss += float(self._loss(batch.to(self.world.device), 1.0))
+                        loss += float(self._loss(batch, 1.0))
                     weight += batch.weight_sum
         loader.close()
         regroup(self._loss)
@@ -179,10 +180,10 @@ class Run:
     def _backward(self, packs: Step, weight: float) -> Tensor:
         """Gradients of this process's packs; gives their share of the step's loss."""
         loss = torch.zeros((), device=self.world.device)
-        for number, batch in enumerate(packs.batches):
+        for number, batch in enumerate(arriving(packs.batches, self.world.device)):
             if batch.num_tokens or is_divided(self._loss):
                 self._seed(self.progress.step, 1 + number * self.world.size + self.world.rank)
-                share = self._loss(batch.to(self.world.device), 1 / weight)
+                share = self._loss(batch, 1 / weight)
                 share.backward()
                 loss += share.detach()
         return loss

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from internvl2.model.internvl import InternVL
 from internvl2.train.loss import chunked_cross_entropy
-from internvl2.train.packing import IGNORED, TrainBatch
+from internvl2.train.packing import TrainBatch
 
 
 class PackLoss(nn.Module):
@@ -26,9 +26,9 @@ def pack_loss(model: InternVL, batch: TrainBatch, scale: float) -> Tensor:
     if len(batch.tiles):  # black ones alone where another process has pictures
         encoded = model.encode_tiles(batch.tiles)[: batch.num_tiles]
         visual = rearrange(encoded, "tiles visual dim -> (tiles visual) dim")
-    embedded = model.embed(batch.tokens, visual)
+    embedded = model.embed(batch.tokens, visual, batch.visual_rows)
     hidden = model.decoder(embedded, batch.positions, batch.attention())
-    rows = (batch.labels != IGNORED).nonzero()[:, 0]
+    rows = batch.learned_rows
     return chunked_cross_entropy(
         hidden[rows], model.decoder.head.weight, batch.labels[rows], batch.weights[rows] * scale
     )

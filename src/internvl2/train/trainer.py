@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -10,11 +11,12 @@ from typing import Literal
 
 from internvl2.model.internvl import InternVL
 from internvl2.processing.processor import Processor
-from internvl2.train.log import RunLog, StepRecord, ValidationRecord, draw
+from internvl2.train.log import RunLog, StepRecord, ValidationRecord
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Recipe
 from internvl2.train.run import Run
 from internvl2.train.run_folder import RunFolder
+from internvl2.train.trackers import open_trackers, require_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, validate: Validate | None = None) -> None:
         self.recipe, self.validate = recipe, validate
+        require_trackers(recipe)
         self.world = World.join(recipe.device)
         self.folder = RunFolder(Path(recipe.output), recipe)
         self._stop = False
@@ -54,22 +57,22 @@ class Trainer:
             self.world.leave()
 
     def _train(self, run: Run) -> Ending:
-        log = None
-        if self.world.is_first:
-            log = RunLog(self.folder.path, run.progress.step, run.total)
-        try:
-            if self.validate is not None:
-                run.require_room_for_answers()
+        if self.validate is not None:
+            run.require_room_for_answers()
+        with self._open_log(run) as log:
             for record in run.steps():
                 if self._after_step(run, log, record):
                     return Ending("stopped", record.step, self.folder.path)
             if run.progress.step != run.saved_step:
                 run.save()
             self._finish(run, log)
-        finally:
-            if log is not None:
-                log.close()
         return Ending("finished", run.progress.step, self.folder.path)
+
+    def _open_log(self, run: Run) -> AbstractContextManager[RunLog | None]:
+        if not self.world.is_first:
+            return nullcontext()
+        folder, done = self.folder.path, run.progress.step
+        return RunLog(folder, done, run.total, open_trackers(self.recipe, folder, done))
 
     def _after_step(self, run: Run, log: RunLog | None, record: StepRecord) -> bool:
         """Records, validates and saves when it is time; whether the run must end here."""
@@ -92,7 +95,6 @@ class Trainer:
         run.checkpointer.finish()
         weights = run.whole_weights()
         if self.world.is_first:
-            draw(self.folder.path)
             self.folder.finish(weights, run.processor)
         self.world.wait()
 
