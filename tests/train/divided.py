@@ -8,9 +8,11 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
+from internvl2 import device as devices
 from internvl2.train import step_loss
 from internvl2.train.adamw import ExactAdamW
 from internvl2.train.checkpointer import Checkpointer, Progress
@@ -22,6 +24,7 @@ from internvl2.train.sharding import (
     gather,
     local,
     own_parts,
+    require_room,
     shard,
     squared_lengths,
 )
@@ -62,6 +65,14 @@ class Few(nn.Module):
         return self.model.decoder.layers[0](self.model.vision.layers[0](x)).square().sum()
 
 
+def check_room(model: nn.Module, world: World) -> None:
+    """All processes end when the first has no room for the whole model."""
+    require_room(model, world)
+    devices.free_memory = lambda device: 535 if world.is_first else 10**9
+    with pytest.raises(ValueError, match=r"need the whole model, 540 bytes.* has 535 free"):
+        require_room(model, world)
+
+
 def check_few_rows(folder: Path) -> None:
     """A step, whole weights again, and a checkpoint there and back."""
     world = World.join("cpu")
@@ -100,6 +111,7 @@ def check_few_rows(folder: Path) -> None:
     assert checkpointer.load(places) == Progress(1, {})
     assert all(torch.equal(back[name], t) for name, (t, _) in state.items())
     checkpointer.close()
+    check_room(parts, world)
     world.leave()
 
 

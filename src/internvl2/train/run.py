@@ -23,7 +23,7 @@ from internvl2.train.parallel import World
 from internvl2.train.preparation import prepare, training
 from internvl2.train.recipe import Recipe
 from internvl2.train.schedule import rate_factor
-from internvl2.train.sharding import gather, is_divided, regroup
+from internvl2.train.sharding import gather, is_divided, regroup, require_room
 from internvl2.train.transfer import arriving
 
 logger = logging.getLogger(__name__)
@@ -123,17 +123,8 @@ class Run:
 
     def require_room_for_answers(self) -> None:
         """Raises where the first process cannot hold the whole of a divided model."""
-        if not is_divided(self._loss):
-            return
-        needed = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        free = devices.free_memory(self.world.device) if self.world.is_first else 0
-        free = int(self.world.sum([free])[0])
-        if needed > free:
-            raise ValueError(
-                f"answers in validation need the whole model on the first process's device, "
-                f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
-                f"leave out validation.questions"
-            )
+        if is_divided(self._loss):
+            require_room(self.model, self.world)
 
     def _restored(self) -> Progress:
         """How far the run had come; weights and optimizer as they were then."""

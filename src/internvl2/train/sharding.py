@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from internvl2 import device as devices
 from internvl2.train.parallel import World
 from internvl2.train.step_loss import PackLoss
 
@@ -119,3 +120,15 @@ def gather(model: nn.Module, device: torch.device | str, *, keep: bool) -> dict[
         if keep:
             kept[name] = tensor.to(device) if isinstance(parameter, DTensor) else tensor
     return kept
+
+
+def require_room(model: nn.Module, world: World) -> None:
+    """Raise, in every process, when the whole model would not fit on the first one's device."""
+    needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    free = devices.free_memory(world.device) if world.is_first else 0
+    free = int(world.sum([free])[0])
+    if needed > free:
+        raise ValueError(
+            f"answers in validation need the whole model, {needed} bytes, on the first process's "
+            f"device, which has {free} free; leave out validation.questions"
+        )
