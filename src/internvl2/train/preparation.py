@@ -5,9 +5,8 @@ weights come tensor by tensor, from a checkpoint or from chance.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,14 +45,6 @@ class Prepared:
         return self.loss.model
 
 
-class _Weights(Protocol):
-    """Where weights come from."""
-
-    def __call__(self, model: InternVL) -> Iterable[tuple[str, Tensor]]:
-        """Whole tensors for all parameters of a model, by name."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class _Source:
     """A model before it has memory."""
@@ -61,12 +52,30 @@ class _Source:
     processor: Processor
     config: InternVLConfig
     dtype: torch.dtype
-    weights: _Weights
+    weights: Callable[[InternVL], Iterator[tuple[str, Tensor]]]
+    """Whole tensors for all parameters of a model, by name."""
 
 
 def prepare(recipe: Recipe, world: World) -> Prepared:
     """The recipe's model on the device, with its trainable parameters marked."""
     source = (_random if recipe.from_scratch else _stored)(recipe, world.device)
+    loss = PackLoss(_without_memory(recipe, source))
+    what = f"the weights of {recipe.model}"
+    if recipe.shard and world.size > 1:
+        shard(loss, world)
+        what += f", divided by {world.size},"
+    elif recipe.shard:
+        logger.info("shard = true, but there is one process: nothing is divided")
+    numbers = sum(local(parameter).numel() for parameter in loss.parameters())
+    require_memory(what, numbers, source.dtype, world.device)
+    loss.to_empty(device=world.device)
+    parts = {name: local(parameter) for name, parameter in loss.model.named_parameters()}
+    fill(parts, own_parts(loss.model, source.weights(loss.model)))
+    return Prepared(loss.eval(), source.processor, source.config)
+
+
+def _without_memory(recipe: Recipe, source: _Source) -> InternVL:
+    """The model with all that a recipe does to parts and layers."""
     with torch.device("meta"):
         model = InternVL(source.config).to(source.dtype)
     freeze_parts(model, recipe.freeze)
@@ -76,18 +85,7 @@ def prepare(recipe: Recipe, world: World) -> Prepared:
     if recipe.compile:
         compile_layers(model)
     recompute_layers(model, recipe.recompute.vision, recipe.recompute.decoder)
-    loss = PackLoss(model)
-    if recipe.shard and world.size > 1:
-        shard(loss, world)
-    elif recipe.shard:
-        logger.info("shard = true, but there is one process: nothing is divided")
-    numbers = sum(local(parameter).numel() for parameter in model.parameters())
-    what = f"the weights of {recipe.model}" + (f" / {world.size}" if recipe.shard else "")
-    require_memory(what, numbers, source.dtype, world.device)
-    loss.to_empty(device=world.device)
-    parts = {name: local(parameter) for name, parameter in model.named_parameters()}
-    fill(parts, own_parts(model, source.weights(model)))
-    return Prepared(loss.eval(), source.processor, source.config)
+    return model
 
 
 def training(model: InternVL) -> None:

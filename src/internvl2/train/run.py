@@ -23,7 +23,7 @@ from internvl2.train.parallel import World
 from internvl2.train.preparation import prepare, training
 from internvl2.train.recipe import Recipe
 from internvl2.train.schedule import rate_factor
-from internvl2.train.sharding import gather, is_divided, regroup, require_room
+from internvl2.train.sharding import gather, is_divided, release, require_room
 from internvl2.train.transfer import arriving
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Run:
                         loss += float(self._loss(batch, 1.0))
                     weight += batch.weight_sum
         loader.close()
-        regroup(self._loss)
+        release(self._loss)
         loss, weight = self.world.sum([loss, weight])
         if weight == 0:
             raise ValueError("the validation data has no token to learn")

@@ -5,7 +5,6 @@ what needs a whole tensor asks for it, in every process at the same place.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import overload
 
 import torch
 import torch.distributed as dist
@@ -39,16 +38,12 @@ def is_divided(loss: nn.Module) -> bool:
     return isinstance(loss, FSDPModule)
 
 
-def regroup(loss: PackLoss) -> None:
+def release(loss: PackLoss) -> None:
     """Let go of what was gathered for packs that no backward pass followed."""
     if isinstance(loss, FSDPModule):
         loss.reshard()
 
 
-@overload
-def local(tensor: nn.Parameter) -> Tensor: ...
-@overload
-def local(tensor: Tensor) -> Tensor: ...
 @torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
     """The rows that this process holds: a view, and all of them where nothing is divided."""
