@@ -212,6 +212,48 @@ def test_rows_of_parquet_hold_pictures_as_bytes(tmp_path):
     assert found == [(Picture(bytes([i])), Text("Q")) for i in (5, 1, 4)]
 
 
+def test_chats_in_parquet_place_the_pictures_that_are_listed_beside_them(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    parts = [{"type": "text", "text": "What?", "index": None}, {"type": "image", "index": 0}]
+    said = [{"type": "text", "text": "A dog."}]
+    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": said}]
+    rows = [{"images": [{"bytes": b"x", "path": None}], "messages": chat}]
+    write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    found = open_source(tmp_path / "rows.parquet")[0].messages
+    assert found == asked("What?", Picture(b"x"))
+
+
+def test_parts_and_listed_media_must_agree():
+    def chat(*kinds: str, **fields) -> dict:
+        parts = [{"type": kind} for kind in kinds]
+        said = {"role": "assistant", "content": "A dog."}
+        return {"messages": [{"role": "user", "content": parts}, said]} | fields
+
+    good = from_records([chat("video", video="v.mp4")], SourceOptions(num_frames=3))[0]
+    assert good.messages == asked(Video(Path("v.mp4"), num_frames=3))
+    with pytest.raises(SampleError, match="more parts of type 'image' than the record lists"):
+        from_records([chat("image", "image", images=["a"])])[0]
+    with pytest.raises(SampleError, match="1 of the listed pictures and videos are placed by no"):
+        from_records([chat("image", images=["a", "b"])])[0]
+
+
+def test_row_groups_are_kept_up_to_a_size(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    from internvl2.train import parquet
+
+    rows = [{"query": "Q" * 1000, "response": str(i)} for i in range(40)]
+    table = pyarrow.Table.from_pylist(rows)
+    write_table(table, tmp_path / "rows.parquet", row_group_size=4)
+    monkeypatch.setattr(parquet, "KEPT_BYTES", 9_000)
+    opened = parquet.open_parquet(tmp_path / "rows.parquet")
+    assert [opened.read(i)["response"] for i in (39, 0, 7, 38)] == ["39", "0", "7", "38"]
+    assert list(opened._groups) == [1, 9]
+
+
 def test_records_come_from_python_as_well():
     conversation = asked(Picture("a.jpg"), "What?")
     source = from_records(iter([record(image="a.jpg"), conversation, 3]))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from internvl2 import console
 
@@ -85,6 +85,7 @@ class ValidationRecord:
     """`loss`, and whatever else was asked for."""
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Somewhere that records go."""
 
@@ -136,7 +137,7 @@ class RunLog:
         self._bar = console.progress(total, "training", unit="step", initial=done)
         self._started = time.monotonic()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(
