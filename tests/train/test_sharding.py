@@ -264,3 +264,9 @@ def test_one_process_divides_nothing_and_says_so(base, folder, monkeypatch):
     monkeypatch.setattr(preparation.logger, "info", lambda *words: said.append(words[0]))
     in_one_process(unfinished(replace(base, output=str(folder / "one"), shard=True), 1))
     assert any("nothing is divided" in words for words in said)
+
+
+def test_each_process_writes_its_part_of_a_checkpoint(runs):
+    (newest,) = (Path(runs.exact.divided.output) / "checkpoints").iterdir()
+    sizes = [(newest / f"__{rank}_0.distcp").stat().st_size for rank in (0, 1)]
+    assert max(sizes) < 1.1 * min(sizes)
