@@ -115,3 +115,13 @@ def test_a_sample_that_cannot_be_used_is_one_line_or_a_note(
     )
     assert f"left out {reason}" in capsys.readouterr().err
     assert "given twice" in (tmp_path / "run2" / "bad_samples.jsonl").read_text()
+
+
+@pytest.mark.parametrize("member", ["E_qwen25_internvl2_5", "E2_internlm2_internvl2_5"])
+def test_a_packaged_recipe_trains_members_of_later_families(member, samples, data, tmp_path):
+    model = str(data("official", member, "checkpoint"))
+    given = ["--model", model, "--data", str(samples), "--output", str(tmp_path / "run")]
+    given += ["--packs-per-step", "1", "--workers", "0", *SHORT, *TINY]
+    assert main(["train", "2b-paddlemix", *given]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["template"] == "internvl2_5"

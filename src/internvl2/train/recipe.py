@@ -207,8 +207,7 @@ class Recipe:
     deterministic: bool = False
     """Only kernels that give the same bits each time."""
     workers: int = 4
-    """Processes that decode and encode samples, per GPU; 0 does it between the steps. Each makes
-    about 150 tiles/s from photographs of one megapixel."""
+    """Processes per GPU that decode and encode samples; 0 does it between the steps."""
     skip_bad_samples: int = 0
     """So many unreadable samples are left out and written down before the run stops."""
     save_every: int = 200

@@ -12,6 +12,7 @@ import signal
 import tempfile
 import threading
 import uuid
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -116,11 +117,9 @@ class Workers:
             raise ValueError(f"{count} worker processes were asked for; 0 is the least")
         self._dataset = dataset
         self._pool: ProcessPoolExecutor | None = None
-        self._folder: Path | None = None
+        self._clear: Callable[[], object] = lambda: None
         if count:
-            if os.access(MEMORY, os.W_OK):
-                self._folder = Path(tempfile.mkdtemp(prefix="internvl2-", dir=MEMORY))
-            given = _Given(dataset, self._folder)
+            given = _Given(dataset, self._folder_in_memory())
             self._pool = ProcessPoolExecutor(
                 count, multiprocessing.get_context("spawn"), _install, (given,)
             )
@@ -138,8 +137,15 @@ class Workers:
         """End the processes."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._clear()
+
+    def _folder_in_memory(self) -> Path | None:
+        """A folder that is gone when this object or the program ends, however that comes."""
+        if not os.access(MEMORY, os.W_OK):
+            return None
+        folder = Path(tempfile.mkdtemp(prefix="internvl2-", dir=MEMORY))
+        self._clear = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
 
 def _wait(future: "Future[Any]") -> Any:
