@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from internvl2.checkpoint.store import load, load_model
-from internvl2.train import run as run_module
+from internvl2.train import step_loss
 from internvl2.train.log import StepRecord, read_records
 from internvl2.train.recipe import (
     DataSource,
@@ -279,7 +279,7 @@ def test_a_device_without_memory_left_is_told_in_one_line(recipe, monkeypatch):
     def fail(*inputs):
         raise torch.OutOfMemoryError("tried to allocate 20 GiB. And more")
 
-    monkeypatch.setattr(run_module, "pack_loss", fail)
+    monkeypatch.setattr(step_loss, "pack_loss", fail)
     with pytest.raises(MemoryError, match=r"out of memory in step 1 .*packing\.tokens below 256"):
         train(recipe)
 

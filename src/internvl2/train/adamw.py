@@ -25,6 +25,7 @@ from internvl2.train.moments import (
     encode_signed,
     has_whole_blocks,
 )
+from internvl2.train.sharding import local
 
 CHUNK = 2**24
 """Numbers updated at once: an embedding of 400 million needs no fp32 copy of itself."""
@@ -84,6 +85,7 @@ class ExactAdamW(torch.optim.Optimizer):
 
     Steps are those of `torch.optim.AdamW` with fp32 weights. `moments="8bit"` stores the averages
     of matrices whose rows are whole blocks of 128 in 8 bits each, about a quarter of the memory.
+    Of weights divided over processes it moves the rows that are here, and has state for them alone.
     """
 
     def __init__(
@@ -130,9 +132,10 @@ class ExactAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def master(self, parameter: nn.Parameter) -> Float32[Tensor, "*axes"]:
-        """The exact fp32 weights behind a parameter."""
+        """The exact fp32 weights behind a parameter, as far as they are here."""
         residual = self.state[parameter].get("residual")
-        return parameter.float() if residual is None else join(parameter.detach(), residual)
+        weight = local(parameter)
+        return weight.float() if residual is None else join(weight, residual)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state bit for bit; torch's own would turn all of it into bf16."""
@@ -163,7 +166,7 @@ class ExactAdamW(torch.optim.Optimizer):
             count = float(state["step"])
             if "mean_scales" in state:
                 self._step_8bit(parameter, _rates(group, count, parameter, scale))
-            elif parameter.numel() > SMALL:
+            elif local(parameter).numel() > SMALL:
                 self._step_large(parameter, _rates(group, count, parameter, scale))
             else:
                 together.setdefault((count, parameter.dtype), []).append(parameter)
@@ -177,26 +180,27 @@ class ExactAdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
-            if parameter.dtype is torch.bfloat16:
-                state["residual"] = torch.zeros_like(parameter, dtype=torch.int16)
+            weight = local(parameter)
+            if weight.dtype is torch.bfloat16:
+                state["residual"] = torch.zeros_like(weight, dtype=torch.int16)
             for name in averages:
-                state.update(self._new_average(name, parameter))
+                state.update(self._new_average(name, weight))
         state["step"] += 1
         return state
 
-    def _new_average(self, name: str, parameter: nn.Parameter) -> State:
-        if self._moments == "fp32" or not has_whole_blocks(parameter):
-            return {name: torch.zeros_like(parameter, dtype=torch.float32)}
+    def _new_average(self, name: str, weight: Tensor) -> State:
+        if self._moments == "fp32" or not has_whole_blocks(weight):
+            return {name: torch.zeros_like(weight, dtype=torch.float32)}
         dtype = torch.int8 if name == "mean" else torch.uint8
-        blocks = parameter[0].numel() // BLOCK
+        blocks = weight.shape[1:].numel() // BLOCK
         return {
-            name: torch.zeros_like(parameter, dtype=dtype),
-            f"{name}_scales": torch.zeros(len(parameter), blocks, device=parameter.device),
+            name: torch.zeros_like(weight, dtype=dtype),
+            f"{name}_scales": torch.zeros(len(weight), blocks, device=weight.device),
         }
 
     def _step_large(self, parameter: nn.Parameter, rates: Rates) -> None:
         slots = self._slots(parameter).map(lambda t: t.view(-1))
-        for start in range(0, parameter.numel(), CHUNK):
+        for start in range(0, len(slots.weight), CHUNK):
             self._update(slots.cut(start, start + CHUNK), rates)
 
     def _step_together(self, parameters: Sequence[nn.Parameter], rates: Rates) -> None:
@@ -210,7 +214,7 @@ class ExactAdamW(torch.optim.Optimizer):
             None if slots[0].residual is None else torch.cat([s.rest for s in slots]),
         )
         self._update(joined, rates)
-        sizes = [p.numel() for p in parameters]
+        sizes = [len(s.weight) for s in slots]
         _put_back(joined.weight.split(sizes), [s.weight for s in slots])
         _put_back(joined.mean.split(sizes), [s.mean for s in slots])
         _put_back(joined.square.split(sizes), [s.square for s in slots])
@@ -221,8 +225,8 @@ class ExactAdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         slots = self._slots(parameter).map(lambda t: t.flatten(1))
         noise = self.seeded(parameter)
-        step = max(CHUNK // parameter[0].numel(), 1)
-        for start in range(0, len(parameter), step):
+        step = max(CHUNK // parameter.shape[1:].numel(), 1)
+        for start in range(0, len(slots.weight), step):
             part = slots.cut(start, start + step)
             mean = SignedCodes(part.mean, state["mean_scales"][start : start + step])
             square = PositiveCodes(part.square, state["square_scales"][start : start + step])
@@ -232,9 +236,9 @@ class ExactAdamW(torch.optim.Optimizer):
     def _slots(self, parameter: nn.Parameter) -> "Slots":
         state = self.state[parameter]
         assert parameter.grad is not None
-        gradient = parameter.grad.contiguous()
+        gradient = local(parameter.grad).contiguous()
         return Slots(
-            gradient, parameter.data, state["mean"], state["square"], state.get("residual")
+            gradient, local(parameter), state["mean"], state["square"], state.get("residual")
         )
 
     def seeded(self, parameter: nn.Parameter) -> torch.Generator:

@@ -31,6 +31,7 @@ def training_loader(
         weighting=recipe.packing.loss_weighting,
         skip_bad_samples=recipe.skip_bad_samples,
         bad_samples=Path(recipe.output) / "bad_samples.jsonl",
+        idle_tiles=recipe.shard,
     )
     template = processor.template.name
     sources = [_open(source, template) for source in recipe.data]
@@ -46,7 +47,11 @@ def training_loader(
 def validation_loader(recipe: Recipe, processor: Processor, world: World) -> Loader:
     """Every sample of the validation data once, a pack per process and step; none is augmented."""
     options = LoaderOptions(
-        packs_per_step=world.size, rank=world.rank, world=world.size, workers=recipe.workers
+        packs_per_step=world.size,
+        rank=world.rank,
+        world=world.size,
+        workers=recipe.workers,
+        idle_tiles=recipe.shard,
     )
     plain = [replace(source, augment=False) for source in recipe.validation.data]
     sources = [_open(source, processor.template.name) for source in plain]

@@ -193,6 +193,8 @@ class Recipe:
     """Stochastic depth of the last vision layer, where vision layers are trained."""
     from_scratch: bool = False
     """Random weights in the model's shape instead of the checkpoint's."""
+    shard: bool = False
+    """Weights, gradients and optimizer state are divided over the processes (FSDP2)."""
     recompute: Recompute = field(default_factory=Recompute)
     compile: bool = False
     """Compile each layer; pays in long runs."""

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from internvl2 import device as devices
-from internvl2.train.checkpointer import Checkpointer, Progress
+from internvl2.model.internvl import InternVL
+from internvl2.train.checkpointer import Checkpointer, Progress, StoredTensor
 from internvl2.train.loader import Position, Step
 from internvl2.train.log import StepRecord
 from internvl2.train.measure import Meter
@@ -22,7 +23,7 @@ from internvl2.train.parallel import World
 from internvl2.train.preparation import prepare, training
 from internvl2.train.recipe import Recipe
 from internvl2.train.schedule import rate_factor
-from internvl2.train.step_loss import pack_loss
+from internvl2.train.sharding import gather, is_divided, release, require_room
 from internvl2.train.transfer import arriving
 
 logger = logging.getLogger(__name__)
@@ -34,11 +35,12 @@ class Run:
     def __init__(self, recipe: Recipe, world: World, checkpoints: Path) -> None:
         self.recipe, self.world = recipe, world
         torch.use_deterministic_algorithms(recipe.deterministic)
-        loaded = prepare(recipe, world.device)
-        self.model, self.processor = loaded.model, loaded.processor
+        prepared = prepare(recipe, world)
+        self.model, self.processor = prepared.model, prepared.processor
+        self._loss = prepared.loss
         compiled = recipe.compile and world.device.type == "cuda"
         self._optimization = Optimization(self.model, recipe, compiled=compiled)
-        self._meter = Meter(loaded.config, recipe.freeze, world)
+        self._meter = Meter(prepared.config, recipe.freeze, world)
         self.checkpointer = Checkpointer(checkpoints, world, recipe.keep)
         self.progress = self._restored()
         self.saved_step = self.progress.step
@@ -81,8 +83,7 @@ class Run:
 
     def save(self) -> None:
         """Starts to write a checkpoint of everything."""
-        weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        self.checkpointer.save(self.progress, weights | self._optimization.tensors())
+        self.checkpointer.save(self.progress, self._weights() | self._optimization.tensors())
         self.saved_step = self.progress.step
 
     def validation_loss(self) -> float:
@@ -93,29 +94,57 @@ class Run:
         with torch.no_grad():
             for packs in loader:
                 for batch in arriving(packs.batches, self.world.device):
-                    if batch.num_tokens:
-                        loss += float(pack_loss(self.model, batch, 1.0))
+                    if batch.num_tokens or is_divided(self._loss):
+                        loss += float(self._loss(batch, 1.0))
                     weight += batch.weight_sum
         loader.close()
+        release(self._loss)
         loss, weight = self.world.sum([loss, weight])
         if weight == 0:
             raise ValueError("the validation data has no token to learn")
         return loss / weight
 
+    def whole_weights(self) -> dict[str, Tensor]:
+        """All parameters by name, in the first process; every process must ask."""
+        return gather(self.model, "cpu", keep=self.world.is_first)
+
+    def whole_model(self) -> InternVL | None:
+        """A model that can answer, in the first process; every process must ask."""
+        if not is_divided(self._loss):
+            return self.model if self.world.is_first else None
+        self.require_room_for_answers()
+        weights = gather(self.model, self.world.device, keep=self.world.is_first)
+        if not self.world.is_first:
+            return None
+        with torch.device("meta"):
+            model = InternVL(self.model.config)
+        model.load_state_dict(weights, strict=True, assign=True)
+        return model.eval()
+
+    def require_room_for_answers(self) -> None:
+        """Raises where the first process cannot hold the whole of a divided model."""
+        if is_divided(self._loss):
+            require_room(self.model, self.world)
+
     def _restored(self) -> Progress:
         """How far the run had come; weights and optimizer as they were then."""
-        saved = self.checkpointer.load()
-        if saved is None:
+        progress = self.checkpointer.load(self._places_for)
+        if progress is None:
             return Progress(0, {})
-        weights = {
-            name.removeprefix("model."): tensor
-            for name, tensor in saved.tensors.items()
-            if name.startswith("model.")
-        }
-        self.model.load_state_dict(weights, strict=True)
-        self._optimization.restore(saved.tensors)
-        logger.info("going on after step %d", saved.progress.step)
-        return saved.progress
+        logger.info("going on after step %d", progress.step)
+        return progress
+
+    def _places_for(self, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+        """Where what is stored in a checkpoint belongs."""
+        weights = self._weights()
+        shapes = {n: tensor.shape for n, tensor in stored.items() if n.startswith("model.")}
+        if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+            raise ValueError(f"the checkpoints in {self.checkpointer.folder} are of another model")
+        return weights | self._optimization.allocate(stored)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The model's parameters by their names in a checkpoint."""
+        return {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
 
     def _step(self, packs: Step, started: float, waited: float) -> StepRecord:
         """One change of the weights; the loss is a mean over the packs of all processes."""
@@ -143,9 +172,9 @@ class Run:
         """Gradients of this process's packs; gives their share of the step's loss."""
         loss = torch.zeros((), device=self.world.device)
         for number, batch in enumerate(arriving(packs.batches, self.world.device)):
-            if batch.num_tokens:
+            if batch.num_tokens or is_divided(self._loss):
                 self._seed(self.progress.step, 1 + number * self.world.size + self.world.rank)
-                share = pack_loss(self.model, batch, 1 / weight)
+                share = self._loss(batch, 1 / weight)
                 share.backward()
                 loss += share.detach()
         return loss

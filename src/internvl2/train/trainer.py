@@ -57,6 +57,8 @@ class Trainer:
             self.world.leave()
 
     def _train(self, run: Run) -> Ending:
+        if self.validate is not None:
+            run.require_room_for_answers()
         with self._open_log(run) as log:
             for record in run.steps():
                 if self._after_step(run, log, record):
@@ -91,21 +93,26 @@ class Trainer:
         if run.progress.step % self.recipe.validation.every:
             self._validate(run, log)
         run.checkpointer.finish()
+        weights = run.whole_weights()
         if self.world.is_first:
-            self.folder.finish(run.model, run.processor)
+            self.folder.finish(weights, run.processor)
         self.world.wait()
 
     def _validate(self, run: Run, log: RunLog | None) -> None:
         scores = {"loss": run.validation_loss()} if self.recipe.validation.data else {}
-        if self.validate is not None and self.world.is_first:
-            scores |= self.validate(run.model, run.processor, run.progress.step)
+        if self.validate is not None:
+            model = run.whole_model()
+            if model is not None:
+                scores |= self.validate(model, run.processor, run.progress.step)
+            del model
         if log is not None and scores:
             log.validation(ValidationRecord(run.progress.step, scores))
         best = run.progress.best_loss
         if "loss" in scores and (best is None or scores["loss"] < best):
             run.progress = replace(run.progress, best_loss=scores["loss"])
+            weights = run.whole_weights()
             if self.world.is_first:
-                self.folder.save_best(run.model, run.processor)
+                self.folder.save_best(weights, run.processor)
         self.world.wait()
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
