@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from internvl2.checkpoint.store import load, load_model
+from internvl2.processing.conversation import Message, Picture
 from internvl2.train import step_loss
 from internvl2.train.log import StepRecord, read_records
 from internvl2.train.recipe import (
@@ -120,6 +121,13 @@ def test_a_run_learns_and_its_folder_is_a_model(recipe):
 def test_an_epoch_sees_every_sample_once(recipe):
     train(replace(recipe, schedule=Schedule(epochs=2.0)))
     assert sum(step.samples for step in records(recipe)) == 2 * 32
+
+
+def test_a_run_learns_from_records_of_a_program(recipe):
+    picture = Picture(Image.new("RGB", (56, 56), "red"))
+    own = [(Message.user(picture, f"{n}?"), Message.assistant(str(n))) for n in range(6)]
+    Trainer(replace(recipe, data=(), schedule=Schedule(epochs=1.0)), records=iter(own)).run()
+    assert sum(step.samples for step in records(recipe)) == 6
 
 
 def test_only_the_last_vision_layers_are_trained_where_the_recipe_says_so(recipe):

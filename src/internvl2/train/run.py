@@ -3,10 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,9 @@ logger = logging.getLogger(__name__)
 class Run:
     """A model in training, from its last checkpoint on."""
 
-    def __init__(self, recipe: Recipe, world: World, checkpoints: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, world: World, checkpoints: Path, records: Sequence[Any] = ()
+    ) -> None:
         self.recipe, self.world = recipe, world
         torch.use_deterministic_algorithms(recipe.deterministic)
         prepared = prepare(recipe, world)
@@ -47,7 +50,7 @@ class Run:
         """The step of the last checkpoint."""
         state = self.progress.position
         position = Position.of(state) if state else None
-        self._loader = training_loader(recipe, self.processor, world, position)
+        self._loader = training_loader(recipe, self.processor, world, position, records)
         limit = recipe.schedule.max_steps
         self.total = self._loader.count_steps() if limit is None else limit
         """Steps of the whole run; an estimate where the data decide it."""

@@ -2,12 +2,12 @@
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from internvl2.model.internvl import InternVL
 from internvl2.processing.processor import Processor
@@ -36,8 +36,12 @@ class Ending:
 class Trainer:
     """One run of a recipe, from its start or its last checkpoint to its end."""
 
-    def __init__(self, recipe: Recipe, validate: Validate | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, validate: Validate | None = None, records: Iterable[Any] = ()
+    ) -> None:
         self.recipe, self.validate = recipe, validate
+        self.records = tuple(records)
+        """Samples of a program, which join the recipe's data."""
         require_trackers(recipe)
         self.world = World.join(recipe.device)
         self.folder = RunFolder(Path(recipe.output), recipe)
@@ -50,7 +54,7 @@ class Trainer:
             if self.world.is_first:
                 self.folder.open()
             self.world.wait()
-            with Run(self.recipe, self.world, self.folder.checkpoints) as run:
+            with Run(self.recipe, self.world, self.folder.checkpoints, self.records) as run:
                 return self._train(run)
         finally:
             signal.signal(signal.SIGTERM, before)
