@@ -29,6 +29,8 @@ from internvl2.train.sharding import local
 
 CHUNK = 2**24
 """Numbers updated at once: an embedding of 400 million needs no fp32 copy of itself."""
+COMPILED_CHUNK = 2**26
+"""The same for compiled updates, which keep next to nothing between their operations."""
 SMALL = 2**16
 """Parameters up to this size are updated together, since each kernel would do next to nothing."""
 
@@ -109,6 +111,7 @@ class ExactAdamW(torch.optim.Optimizer):
         self._moments: Moments = moments
         self._index = {p: i for i, p in enumerate(self._parameters())}
         self._update, self._update_8bit = _update, _update_8bit
+        self._chunk = COMPILED_CHUNK if compiled else CHUNK
         if compiled:
             self._update = torch.compile(_update, dynamic=True)
             self._update_8bit = torch.compile(_update_8bit, dynamic=True)
@@ -161,17 +164,20 @@ class ExactAdamW(torch.optim.Optimizer):
         self, group: Group, parameters: Sequence[nn.Parameter], scale: Tensor | None
     ) -> None:
         together: dict[tuple[float, torch.dtype], list[nn.Parameter]] = {}
+        rates: dict[float, Rates] = {}
         for parameter in parameters:
             state = self._advance(parameter)
             count = float(state["step"])
+            if count not in rates:
+                rates[count] = _rates(group, count, parameter, scale)
             if "mean_scales" in state:
-                self._step_8bit(parameter, _rates(group, count, parameter, scale))
+                self._step_8bit(parameter, rates[count])
             elif local(parameter).numel() > SMALL:
-                self._step_large(parameter, _rates(group, count, parameter, scale))
+                self._step_large(parameter, rates[count])
             else:
                 together.setdefault((count, parameter.dtype), []).append(parameter)
         for (count, _), small in together.items():
-            self._step_together(small, _rates(group, count, small[0], scale))
+            self._step_together(small, rates[count])
 
     def _advance(
         self, parameter: nn.Parameter, averages: Sequence[str] = ("mean", "square")
@@ -200,8 +206,8 @@ class ExactAdamW(torch.optim.Optimizer):
 
     def _step_large(self, parameter: nn.Parameter, rates: Rates) -> None:
         slots = self._slots(parameter).map(lambda t: t.view(-1))
-        for start in range(0, len(slots.weight), CHUNK):
-            self._update(slots.cut(start, start + CHUNK), rates)
+        for start in range(0, len(slots.weight), self._chunk):
+            self._update(slots.cut(start, start + self._chunk), rates)
 
     def _step_together(self, parameters: Sequence[nn.Parameter], rates: Rates) -> None:
         """One update of many small parameters, laid end to end and put back."""
@@ -225,7 +231,7 @@ class ExactAdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         slots = self._slots(parameter).map(lambda t: t.flatten(1))
         noise = self.seeded(parameter)
-        step = max(CHUNK // parameter.shape[1:].numel(), 1)
+        step = max(self._chunk // parameter.shape[1:].numel(), 1)
         for start in range(0, len(slots.weight), step):
             part = slots.cut(start, start + step)
             mean = SignedCodes(part.mean, state["mean_scales"][start : start + step])

@@ -7,6 +7,7 @@ weights come tensor by tensor, from a checkpoint or from chance.
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class _Source:
 def prepare(recipe: Recipe, world: World) -> Prepared:
     """The recipe's model on the device, with its trainable parameters marked."""
     source = (_random if recipe.from_scratch else _stored)(recipe, world.device)
-    loss = PackLoss(_without_memory(recipe, source))
+    loss = PackLoss(_without_memory(recipe, source, compiles(recipe, world.device)))
     what = f"the weights of {recipe.model}"
     if recipe.shard and world.size > 1:
         shard(loss, world)
@@ -74,7 +75,14 @@ def prepare(recipe: Recipe, world: World) -> Prepared:
     return Prepared(loss.eval(), source.processor, source.config)
 
 
-def _without_memory(recipe: Recipe, source: _Source) -> InternVL:
+def compiles(recipe: Recipe, device: torch.device) -> bool:
+    """Whether layers and optimizer are compiled: where it pays, unless the recipe says."""
+    if recipe.compile is None:
+        return device.type == "cuda" and find_spec("triton") is not None
+    return recipe.compile
+
+
+def _without_memory(recipe: Recipe, source: _Source, compiled: bool) -> InternVL:
     """The model with all that a recipe does to parts and layers."""
     with torch.device("meta"):
         model = InternVL(source.config).to(source.dtype)
@@ -82,7 +90,7 @@ def _without_memory(recipe: Recipe, source: _Source) -> InternVL:
     rates = torch.linspace(0, recipe.drop_path, len(model.vision.layers)).tolist()
     for layer, rate in zip(model.vision.layers, rates, strict=True):
         layer.drop_path_rate = rate
-    if recipe.compile:
+    if compiled:
         compile_layers(model)
     recompute_layers(model, recipe.recompute.vision, recipe.recompute.decoder)
     return model

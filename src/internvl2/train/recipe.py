@@ -196,8 +196,8 @@ class Recipe:
     shard: bool = False
     """Weights, gradients and optimizer state are divided over the processes (FSDP2)."""
     recompute: Recompute = field(default_factory=Recompute)
-    compile: bool = False
-    """Compile each layer; pays in long runs."""
+    compile: bool | None = None
+    """Compile layers and optimizer, which takes half a minute; CUDA devices do unless told."""
     dtype: DTypeName | None = None
     """Number format of weights and arithmetic; the checkpoint's where the device is good at it."""
     device: str | None = None

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from internvl2.train.measure import Meter
 from internvl2.train.mixture import training_loader, validation_loader
 from internvl2.train.optimization import Optimization
 from internvl2.train.parallel import World
-from internvl2.train.preparation import prepare, training
+from internvl2.train.preparation import compiles, prepare, training
 from internvl2.train.recipe import Recipe
 from internvl2.train.schedule import rate_factor
 from internvl2.train.sharding import gather, is_divided, release, require_room
@@ -41,7 +42,7 @@ class Run:
         prepared = prepare(recipe, world)
         self.model, self.processor = prepared.model, prepared.processor
         self._loss = prepared.loss
-        compiled = recipe.compile and world.device.type == "cuda"
+        compiled = compiles(recipe, world.device)
         self._optimization = Optimization(self.model, recipe, compiled=compiled)
         self._meter = Meter(prepared.config, recipe.freeze, world)
         self.checkpointer = Checkpointer(checkpoints, world, recipe.keep)
@@ -92,15 +93,14 @@ class Run:
     def validation_loss(self) -> float:
         """Mean loss of the learned tokens of the validation data."""
         self.model.eval()
-        loader = validation_loader(self.recipe, self.processor, self.world)
         loss, weight = 0.0, 0.0
-        with torch.no_grad():
+        validation = validation_loader(self.recipe, self.processor, self.world)
+        with torch.no_grad(), closing(validation) as loader:
             for packs in loader:
                 for batch in arriving(packs.batches, self.world.device):
                     if batch.num_tokens or is_divided(self._loss):
                         loss += float(self._loss(batch, 1.0))
                     weight += batch.weight_sum
-        loader.close()
         release(self._loss)
         loss, weight = self.world.sum([loss, weight])
         if weight == 0:
@@ -158,15 +158,17 @@ class Run:
         if weight == 0:
             raise ValueError(f"step {step + 1} has no token to learn: {_places(packs)}")
         try:
-            loss = self.world.sum([float(self._backward(packs, weight))])[0]
-            if not math.isfinite(loss):
-                raise ValueError(self._not_finite(loss, packs))
+            share = self._backward(packs, weight)
             self._seed(step, 0)
             factor = rate_factor(self.recipe.schedule, step, self.total)
             fed = ("vision", "projector", "decoder") if tiles else ("decoder",)
             moved = self._optimization.step(self.world, factor, fed)
+            # Read now, for a device that is asked before its work is queued stands idle.
+            loss = self.world.sum([float(share)])[0]
         except torch.OutOfMemoryError as error:
             raise MemoryError(self._out_of_memory(error)) from error
+        if not math.isfinite(loss):
+            raise ValueError(self._not_finite(loss, packs))
         devices.synchronize(self.world.device)
         seconds = time.perf_counter() - started
         return self._meter.record(step + 1, loss, moved, packs, seconds, waited)

@@ -5,6 +5,8 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 from torch import Tensor
@@ -13,8 +15,19 @@ from internvl2.checkpoint.store import save_weights
 from internvl2.processing.processor import Processor
 from internvl2.train.recipe import Recipe
 
-FIXED = ("model", "data", "packing", "packs_per_step", "max_tiles", "seed", "from_scratch")
-"""What decides weights at the start and the order of samples; a resumed run must not change it."""
+FIXED = (
+    ("model",),
+    ("data",),
+    ("packing",),
+    ("packs_per_step",),
+    ("max_tiles",),
+    ("seed",),
+    ("from_scratch",),
+    ("optimizer", "name"),
+    ("optimizer", "moments"),
+)
+"""What decides weights at the start, the order of samples and the kind of the optimizer's state; a
+resumed run must not change it."""
 
 
 class RunFolder:
@@ -69,11 +82,12 @@ class RunFolder:
 
     def _check(self, begun: Recipe) -> None:
         ours, theirs = json.loads(_text(self.recipe)), json.loads(_text(begun))
-        for name in FIXED:
-            if ours[name] != theirs[name]:
+        for path in FIXED:
+            now, before = reduce(getitem, path, ours), reduce(getitem, path, theirs)
+            if now != before:
                 raise ValueError(
-                    f"the run in {self.path} was begun with {name} = {theirs[name]}, "
-                    f"now it is {ours[name]}; give another --output, or delete the folder"
+                    f"the run in {self.path} was begun with {'.'.join(path)} = {before}, "
+                    f"now it is {now}; give another --output, or delete the folder"
                 )
 
 
