@@ -67,10 +67,10 @@ def test_a_setting_that_needs_too_much_memory_is_tried_with_checkpointing(
     pytest.importorskip("transformers")
     real = sides._probed
 
-    def probed(step, device):
+    def probed(step, options):
         if not side.model.is_gradient_checkpointing:
             raise torch.OutOfMemoryError("no room")
-        return real(step, device)
+        return real(step, options)
 
     monkeypatch.setattr(sides, "_probed", probed)
     options = sides.Options(torch.device("cpu"), steps=1)

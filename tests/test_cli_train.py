@@ -96,3 +96,32 @@ def test_answers_are_scored_while_training(recipe, samples, data, tmp_path):
     assert main(["train", str(recipe), *given, *asked]) == 0
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [set(r["scores"]) for r in records if "scores" in r] == [{"exact_match"}] * 2
+
+
+def test_a_sample_that_cannot_be_used_is_one_line_or_a_note(
+    recipe, samples, data, tmp_path, capsys
+):
+    model = str(data("official", "A_internlm2", "checkpoint"))
+    with samples.open("a") as file:
+        file.write('{"image": "a.png", "image": "b.png"}\n')
+    out = tmp_path / "run"
+    given = ["--model", model, "--data", str(samples), "--output", str(out), *SHORT, *TINY]
+    given += ["--schedule.max-steps", "4"]
+    assert main(["train", str(recipe), *given]) == 2
+    reason = f"{samples}:7: the key 'image' is given twice in one object"
+    assert capsys.readouterr().err.endswith(f"error: {reason}\n")
+    assert (
+        main(["train", str(recipe), *given, "--skip-bad-samples", "9", "--output", f"{out}2"]) == 0
+    )
+    assert f"left out {reason}" in capsys.readouterr().err
+    assert "given twice" in (tmp_path / "run2" / "bad_samples.jsonl").read_text()
+
+
+@pytest.mark.parametrize("member", ["E_qwen25_internvl2_5", "E2_internlm2_internvl2_5"])
+def test_a_packaged_recipe_trains_members_of_later_families(member, samples, data, tmp_path):
+    model = str(data("official", member, "checkpoint"))
+    given = ["--model", model, "--data", str(samples), "--output", str(tmp_path / "run")]
+    given += ["--packs-per-step", "1", "--workers", "0", *SHORT, *TINY]
+    assert main(["train", "2b-paddlemix", *given]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["template"] == "internvl2_5"

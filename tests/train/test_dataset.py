@@ -7,16 +7,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.processing.conversation import Message, Picture, Video
 from internvl2.processing.processor import Processor
 from internvl2.train.dataset import Dataset, Fault, Sample
-from internvl2.train.formats import SampleError, SourceOptions, from_records, open_source
+from internvl2.train.formats import (
+    DataSet,
+    Joined,
+    SampleError,
+    SourceOptions,
+    from_records,
+    open_source,
+)
 from internvl2.train.loader import Loader, LoaderOptions, Position
+from internvl2.train.mixture import training_loader, validation_loader
 from internvl2.train.order import sample_at, shuffled
 from internvl2.train.packing import Costs, Limits
+from internvl2.train.parallel import World
+from internvl2.train.recipe import DataSource, Packing, Recipe, Validation
 
 SIDE = 56
 LIMITS = Limits(tokens=160, tiles=8, window=6)
@@ -129,9 +140,11 @@ def test_an_epoch_of_packs_holds_every_sample_once(dataset, folder):
 
 
 def test_tokens_have_one_length_and_tiles_few(dataset):
+    dataset = replace(dataset, limits=replace(LIMITS, tiles=40))
     batches = [batch for step in loader(dataset) for batch in step.batches]
     assert {len(batch.tokens) for batch in batches} == {LIMITS.tokens}
-    assert {len(batch.tiles) for batch in batches} <= {0, 2, 4, 6, 8}
+    assert {len(batch.tiles) for batch in batches} <= set(range(0, 41, 4))
+    assert any(len(batch.tiles) > batch.num_tiles for batch in batches)
     assert all(len(batch.tiles) >= batch.num_tiles for batch in batches)
 
 
@@ -207,6 +220,41 @@ def test_idle_tiles_are_given_where_another_rank_has_tiles(dataset):
         assert all(tiles) or not any(tiles)
 
 
+def test_records_of_a_program_join_those_that_the_recipe_names(folder, processor):
+    recipe = Recipe(
+        "m",
+        data=(DataSource(str(folder / "set.jsonl"), repeat=0.1),),
+        packing=Packing(LIMITS.tokens, LIMITS.tiles, LIMITS.window),
+        packs_per_step=1,
+        workers=0,
+    )
+    world = World(0, 1, torch.device("cpu"))
+    for records in ([record(number) for number in range(4)], []):
+        made = training_loader(recipe, processor, world, None, iter(records))
+        found = sorted(where for pack in seen(made) for where in pack)
+        named = [f"{folder / 'set.jsonl'}:{line}" for line in (1, 2, 3)]
+        assert found == named + [f"records:{number + 1}" for number in range(len(records))]
+    with pytest.raises(ValueError, match="the recipe names no data"):
+        training_loader(replace(recipe, data=()), processor, world, None)
+
+
+def test_validation_data_is_never_augmented_and_takes_the_recipe_s_frames(folder, processor):
+    source = DataSource(str(folder / "set.jsonl"), augment=True, num_frames=3)
+    recipe = Recipe("m", data=(source,), validation=Validation((source,)), workers=0)
+    world = World(0, 1, torch.device("cpu"))
+    trained = training_loader(recipe, processor, world, None).dataset.source
+    measured = validation_loader(recipe, processor, world).dataset.source
+    assert (trained[0].augment, measured[0].augment) == (True, False)
+    assert isinstance(trained, Joined)
+    assert isinstance(trained.sources[0], DataSet)
+    assert trained.sources[0].reading.num_frames == 3
+
+
+def said(question: str, answer: str, **fields) -> dict:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"conversations": turns} | fields
+
+
 FAULTS = {
     "missing picture": (record(1, image="gone.png"), r"gone\.png does not exist"),
     "truncated picture": (record(1, image="cut.jpg"), r"cut\.jpg is damaged"),
@@ -217,10 +265,16 @@ FAULTS = {
     "bad line": ("{", "not JSON"),
     "too long": (record(1, system="word " * 300), "the context has room for 160"),
     "too many tiles": (record(1, image=["wide.png"] * 2, budget=12), "tiles; a pack holds 8"),
-    "empty answer": (
-        {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": ""}]},
-        "turn 2 is an empty answer",
+    "picture that is a page": (record(1, image="page.jpg"), r"page\.jpg is not a picture; .*HTML"),
+    "empty picture": (record(1, image="empty.jpg"), r"empty\.jpg is empty \(0 bytes\)"),
+    "picture that is a folder": (record(1, image="folder.jpg"), r"folder\.jpg is a directory"),
+    "tags without pictures": (said("<image><image>?", "a", image="wide.png"), "1 pictures, but 2"),
+    "box outside": (said("?", "<box>[[0, 0, 1001, 5]]</box>"), r"turn 2 has the box \[0, 0, 1001"),
+    "unknown role": (
+        {"conversations": [{"from": "robot", "value": "?"}]},
+        r"conversations\[0\]\.from is 'robot'; known: system, human",
     ),
+    "empty answer": (said("?", ""), "turn 2 is an empty answer"),
 }
 
 
@@ -231,6 +285,9 @@ def faulty(folder: Path, name: str, processor: Processor) -> Dataset:
     file = io.BytesIO()
     noise.save(file, "JPEG")
     (folder / "cut.jpg").write_bytes(file.getvalue()[:900])
+    (folder / "page.jpg").write_text("<!DOCTYPE html><html>Not found</html>")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "folder.jpg").mkdir()
     (folder / "cut.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(500))
     Image.new("RGB", (SIDE * 4, SIDE)).save(folder / "wide.png")
     broken, _ = FAULTS[name]

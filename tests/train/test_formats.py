@@ -117,6 +117,84 @@ def test_a_meta_file_names_sets_with_repeats_and_budgets(tmp_path):
     assert source[4].messages == (Message.user("Hi"), Message.assistant("A dog."))
 
 
+def meta_of(folder: Path, **entry) -> Path:
+    lines(folder, *[record(image=f"{i}.jpg") for i in range(4)], name="a.jsonl")
+    (folder / "meta.json").write_text(json.dumps({"a": {"annotation": "a.jsonl"} | entry}))
+    return folder / "meta.json"
+
+
+def test_what_a_recipe_gives_goes_before_what_a_meta_file_says(tmp_path):
+    path = meta_of(tmp_path, data_augment=True, max_dynamic_patch=6, repeat_time=0.5, root="x")
+    given = SourceOptions(root="y", repeat=4.0, max_tiles=3, augment=False)
+    source = open_source(path, given)
+    assert len(source) == 4 * 0.5 * 4
+    assert (source[0].max_tiles, source[0].augment) == (3, False)
+    assert source[0].messages[0].content[0] == Picture(Path("y/0.jpg"), inline=True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"repeat_times": 2}, "'a' has the unknown key 'repeat_times'; did you mean 'repeat_time'"),
+        ({"colour": 2}, "unknown key 'colour'; known: root, annotation"),
+        ({"data_augment": "yes"}, "data_augment is 'yes'; true or false was expected"),
+        ({"root": 3}, "root is 3; a folder was expected"),
+        ({"repeat_time": 0}, "repeat_time is 0; a number above 0"),
+        ({"max_dynamic_patch": 1.5}, "max_dynamic_patch is 1.5; a whole number"),
+        ({"repeat_time": 0.1}, "0.1 of 4 records is none"),
+    ],
+)
+def test_a_mistake_in_a_meta_file_is_named(tmp_path, entry, reason):
+    with pytest.raises(ValueError, match=reason):
+        open_source(meta_of(tmp_path, **entry))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"b": {}, "a": {"annotation": "a.jsonl"}}', "data set 'b' lacks an 'annotation'"),
+        ('{"a": {"annotation": "a"},\n "a": {}}', "the key 'a' is given twice"),
+        ('{"a": {\n"annotation": "a",}}', r"set\.json:2: not JSON"),
+        ('{"data":\n []}', "is one object with the keys 'data'"),
+    ],
+)
+def test_a_file_that_is_no_meta_file_is_told_apart(tmp_path, text, reason):
+    (tmp_path / "set.json").write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        open_source(tmp_path / "set.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x1f\x8b\x08....", r"compressed \(gzip\); unpack it"),
+        (b"PK\x03\x04....", r"compressed \(zip\)"),
+        ("{}".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path, content, reason):
+    (tmp_path / "set.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        open_source(tmp_path / "set.jsonl")
+
+
+def test_marks_line_ends_and_blank_lines_of_editors_do_no_harm(tmp_path):
+    hello = json.dumps(record({"from": "human", "value": "Hi"}, ANSWER))
+    (tmp_path / "set.jsonl").write_bytes(f"\ufeff{hello}\r\n \t \r\n{hello}\r\n\r\n".encode())
+    assert [found.messages[0].text for found in open_source(tmp_path / "set.jsonl")] == ["Hi"] * 2
+
+
+def test_a_folder_of_parquet_files_is_one_data_set(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    for name in ("b", "a"):
+        rows = [{"query": f"{name}{i}", "response": "A"} for i in range(2)]
+        write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    texts = [found.messages[0].text for found in open_source(tmp_path)]
+    assert texts == ["a0", "a1", "b0", "b1"]
+
+
 def test_rows_of_parquet_hold_pictures_as_bytes(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import write_table
@@ -132,6 +210,48 @@ def test_rows_of_parquet_hold_pictures_as_bytes(tmp_path):
     source = open_source(tmp_path / "rows.parquet")
     found = [source[i].messages[0].content for i in (4, 0, 3)]
     assert found == [(Picture(bytes([i])), Text("Q")) for i in (5, 1, 4)]
+
+
+def test_chats_in_parquet_place_the_pictures_that_are_listed_beside_them(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    parts = [{"type": "text", "text": "What?", "index": None}, {"type": "image", "index": 0}]
+    said = [{"type": "text", "text": "A dog."}]
+    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": said}]
+    rows = [{"images": [{"bytes": b"x", "path": None}], "messages": chat}]
+    write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    found = open_source(tmp_path / "rows.parquet")[0].messages
+    assert found == asked("What?", Picture(b"x"))
+
+
+def test_parts_and_listed_media_must_agree():
+    def chat(*kinds: str, **fields) -> dict:
+        parts = [{"type": kind} for kind in kinds]
+        said = {"role": "assistant", "content": "A dog."}
+        return {"messages": [{"role": "user", "content": parts}, said]} | fields
+
+    good = from_records([chat("video", video="v.mp4")], SourceOptions(num_frames=3))[0]
+    assert good.messages == asked(Video(Path("v.mp4"), num_frames=3))
+    with pytest.raises(SampleError, match="more parts of type 'image' than the record lists"):
+        from_records([chat("image", "image", images=["a"])])[0]
+    with pytest.raises(SampleError, match="1 of the listed pictures and videos are placed by no"):
+        from_records([chat("image", images=["a", "b"])])[0]
+
+
+def test_row_groups_are_kept_up_to_a_size(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    from internvl2.train import parquet
+
+    rows = [{"query": "Q" * 1000, "response": str(i)} for i in range(40)]
+    table = pyarrow.Table.from_pylist(rows)
+    write_table(table, tmp_path / "rows.parquet", row_group_size=4)
+    monkeypatch.setattr(parquet, "KEPT_BYTES", 9_000)
+    opened = parquet.open_parquet(tmp_path / "rows.parquet")
+    assert [opened.read(i)["response"] for i in (39, 0, 7, 38)] == ["39", "0", "7", "38"]
+    assert list(opened._groups) == [1, 9]
 
 
 def test_records_come_from_python_as_well():
@@ -163,6 +283,7 @@ def test_turns_are_stripped_for_the_template_that_does_so():
     ("broken", "reason"),
     [
         ('{"conversations": [', "not JSON"),
+        ('{"image": "a", "image": "b"}', "the key 'image' is given twice"),
         ("[1, 2]", "a JSON object was expected, not a list"),
         ({"text": "Hi"}, "unknown form with the keys 'text'; known: conversations"),
         (record(), "0 pictures, but 1 <image>"),
@@ -201,6 +322,12 @@ def test_boxes_inside_of_the_picture_pass():
     )
 
 
+def test_a_byte_that_is_no_text_is_shown(tmp_path):
+    (tmp_path / "set.jsonl").write_bytes(b'{"conversations": "caf\xe9"}\n')
+    with pytest.raises(SampleError, match=r":1: not UTF-8: byte 23 of the record is 0xe9"):
+        open_source(tmp_path / "set.jsonl")[0]
+
+
 def test_lines_are_counted_through_empty_ones(tmp_path):
     path = tmp_path / "set.jsonl"
     hello = json.dumps(record({"from": "human", "value": "Hi"}, ANSWER))
@@ -232,6 +359,8 @@ def test_a_damaged_array_is_refused_at_once(tmp_path, text, reason):
 def test_an_absent_data_set_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.jsonl is absent"):
         open_source(tmp_path / "gone.jsonl")
+    with pytest.raises(ValueError, match="is a folder without Parquet files"):
+        open_source(tmp_path)
     (tmp_path / "meta.json").write_text('{"a": {"annotation": "gone.jsonl"}}')
     with pytest.raises(FileNotFoundError, match=r"data set 'a': the annotation gone\.jsonl"):
         open_source(tmp_path / "meta.json")
@@ -261,6 +390,5 @@ def test_a_line_costs_few_bytes_of_memory(tmp_path):
     path.write_bytes(b"{}\n" * 200_000)
     index = index_lines(path)
     assert len(index) == 200_000
-    columns = [index.starts, index.stops]
-    assert sum(column.nbytes for column in columns) <= 16 * len(index)
+    assert np.shares_memory(index.starts, index.stops)  # 8 bytes a line, not 16
     assert index.starts.dtype == np.int64

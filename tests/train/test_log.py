@@ -69,7 +69,9 @@ def test_scores_of_answers_are_drawn_below_the_losses(tmp_path):
 
 def test_a_run_that_ends_by_an_error_has_its_curves_and_tells_its_trackers(tmp_path):
     ends = []
-    tracker = SimpleNamespace(step=ends.append, close=lambda *, failed: ends.append(failed))
+    tracker = SimpleNamespace(
+        step=ends.append, validation=ends.append, close=lambda *, failed: ends.append(failed)
+    )
 
     def fail() -> None:
         with RunLog(tmp_path, 0, 10, [tracker]) as log:
@@ -113,7 +115,7 @@ def test_a_resumed_bar_counts_the_steps_before_it_as_done_but_not_as_fast(tmp_pa
 
 
 def test_the_line_of_a_step_splits_mfu():
-    line = replace(record(5), mfu=0.4, mfu_vision=0.1, mfu_decoder=0.3).line(10, 75)
+    line = replace(record(5), mfu=0.4, mfu_vision=0.1, mfu_decoder=0.3).line(10, 75.0)
     assert "tiles/s  mfu 40.0% (vision 10.0%, decoder 30.0%)  0.1 GiB" in line
     assert line.endswith("waited 0.00 s  01:15 left")
 

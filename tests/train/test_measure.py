@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from internvl2.train.loader import Position, Step
 from internvl2.train.log import StepRecord
 from internvl2.train.measure import Meter
 from internvl2.train.optimization import Moved
+from internvl2.train.packing import IGNORED, Pack, TrainBatch
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Freeze
 
@@ -19,10 +21,21 @@ CONFIG = family.find("internvl2-1b").config
 CPU = World(0, 1, torch.device("cpu"))
 
 
-def pack() -> SimpleNamespace:
-    """A stream of 100 places: two samples, and padding."""
-    return SimpleNamespace(
-        lengths=(30, 50, 20), learned_rows=range(7), num_tiles=3, num_samples=2, num_tokens=80
+def pack() -> TrainBatch:
+    """A stream of 100 places: two samples with three tiles, one more tile, and padding."""
+    labels = np.full(100, IGNORED, np.int64)
+    labels[[5, 6, 7, 40, 41, 42, 43]] = 1
+    return TrainBatch.of(
+        Pack(
+            tokens=np.zeros(100, np.int64),
+            labels=labels,
+            weights=(labels != IGNORED).astype(np.float32),
+            visual_rows=np.arange(12),
+            lengths=(30, 50, 20),
+            tiles=np.zeros((4, 28, 28, 3), np.uint8),
+            num_tiles=3,
+            where=("a:1", "a:2"),
+        )
     )
 
 

@@ -1,11 +1,21 @@
 """Recipes are read strictly, written back in full, and the package's own are as published."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from internvl2.family import find
-from internvl2.train.recipe import DataSource, Recipe, names
+from internvl2.train.recipe import DataSource, Freeze, Recipe, names
+
+
+class Published(NamedTuple):
+    """What differs between the published recipes."""
+
+    model: str
+    learning_rate: float
+    weight_decay: float
+    drop_path: float
 
 
 def read(tmp_path: Path, text: str) -> Recipe:
@@ -14,19 +24,40 @@ def read(tmp_path: Path, text: str) -> Recipe:
     return Recipe.read(path)
 
 
+OFFICIAL = {
+    "1b": Published("internvl2-1b", 4e-5, 0.01, 0.1),
+    "2b": Published("internvl2-2b", 4e-5, 0.01, 0.1),
+    "4b": Published("internvl2-4b", 4e-5, 0.01, 0.1),
+    "8b": Published("internvl2-8b", 4e-5, 0.05, 0.1),
+    "26b": Published("internvl2-26b", 2e-5, 0.05, 0.4),
+    "40b": Published("internvl2-40b", 2e-5, 0.05, 0.4),
+    "76b": Published("internvl2-llama3-76b", 2e-5, 0.05, 0.4),
+}
+PADDLEMIX = {
+    f"{size}-paddlemix": Published(f"internvl2-{size}", 4e-5, 0.01, 0.1)
+    for size in ("1b", "2b", "8b")
+}
+
+
 def test_every_released_size_has_a_recipe():
-    assert names() == ["1b", "26b", "2b", "40b", "4b", "76b", "8b"]
+    assert set(names()) == OFFICIAL.keys() | PADDLEMIX.keys()
 
 
 @pytest.mark.parametrize("name", names())
-def test_a_packaged_recipe_names_a_member_and_has_the_published_values(name):
+def test_a_packaged_recipe_has_the_published_values(name):
     recipe = Recipe.read(name)
-    large = name in ("26b", "40b", "76b")
+    optimizer, schedule = recipe.optimizer, recipe.schedule
+    found = Published(
+        recipe.model, optimizer.learning_rate, optimizer.weight_decay, recipe.drop_path
+    )
     assert find(recipe.model).name == recipe.model
-    assert recipe.optimizer.learning_rate == (2e-5 if large else 4e-5)
-    assert recipe.optimizer.weight_decay == (0.01 if name in ("1b", "2b", "4b") else 0.05)
-    assert recipe.drop_path == (0.4 if large else 0.1)
-    assert (recipe.freeze.vision, recipe.freeze.decoder, recipe.max_tiles) == (True, False, 6)
+    assert found == (OFFICIAL | PADDLEMIX)[name]
+    assert (optimizer.betas, optimizer.eps, optimizer.max_grad_norm) == ((0.9, 0.999), 1e-8, 1.0)
+    assert (schedule.kind, schedule.warmup_ratio, schedule.epochs) == ("cosine", 0.03, 1.0)
+    assert recipe.freeze == Freeze(vision=True, projector=False, decoder=False, vision_last=0)
+    assert (recipe.max_tiles, recipe.save_every) == (6, 200)
+    assert recipe.packing.tokens * recipe.packs_per_step == 32 * 8192
+    assert recipe.packing.tiles == (15 if name in PADDLEMIX else 30)
 
 
 def test_what_is_written_reads_back_equal(tmp_path):

@@ -136,19 +136,6 @@ def test_tensorboard_hides_steps_that_are_done_again(tmp_path, monkeypatch):
     assert told == [(tmp_path / "tensorboard", 8), ("validation/loss", 1.0, 8), "closed"]
 
 
-def test_tensorboard_reads_each_step_once(tmp_path):
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        tracker = TensorBoard(tmp_path, done)
-        for step in steps:
-            tracker.step(record(step))
-        tracker.close(failed=False)
-    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
-    assert "train/grad_norm/total" in events.Tags()["scalars"]
-
-
 def test_a_run_stopped_by_sigterm_has_its_curves(recipe):
     def validate(model, processor, step):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -65,6 +65,15 @@ def test_a_worker_that_died_is_one_clear_error(workers):
         deque(workers.submit(Measure(0, 1))() for _ in range(100))
 
 
+def test_memory_that_others_need_is_left_to_them(pictures, tmp_path, monkeypatch):
+    made = Make((0, 1), 256, "token", (0, 2))(pictures)
+    assert workers_module._laid_down(made, tmp_path) is not made
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(workers_module, "SPARE", 1 << 60)
+    assert workers_module._laid_down(made, tmp_path) is made
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("has_room", [True, False])
 def test_tiles_pass_through_memory_or_a_pipe_and_nothing_is_left(
     pictures, tmp_path, monkeypatch, has_room

@@ -1,5 +1,6 @@
 """Load a checkpoint into a model on its device, and save a model as a checkpoint."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +30,18 @@ class Loaded:
     directory: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A model in its checkpoint, of which nothing but the tables is read yet."""
+
+    checkpoint: Checkpoint
+    processor: Processor
+    config: InternVLConfig
+    directory: Path
+    dtype: torch.dtype
+    """The type to compute in."""
+
+
 def load(
     model: str | Path,
     *,
@@ -37,15 +50,24 @@ def load(
     revision: str | None = None,
 ) -> Loaded:
     """A model by directory, hub id or short name, on the best device and in a fitting dtype."""
-    directory = resolve(model, revision=revision)
     target = devices.pick(device)
+    found = find(model, target, dtype, revision)
+    filled = _filled(found.checkpoint, found.config, target, found.dtype)
+    return Loaded(filled, found.processor, found.config, found.directory)
+
+
+def find(
+    model: str | Path, device: torch.device, dtype: str | None = None, revision: str | None = None
+) -> Stored:
+    """A model by directory, hub id or short name, before it is loaded."""
+    directory = resolve(model, revision=revision)
     config = read_config(directory)
     processor = Processor.from_directory(directory, config)
     checkpoint = open_checkpoint(directory, processor.config)
     stored = dtype_name(checkpoint.dtype())
     config = replace(processor.config, dtype=stored)
-    chosen = devices.choose_dtype(target, stored, dtype)
-    return Loaded(_filled(checkpoint, config, target, chosen), processor, config, directory)
+    chosen = devices.choose_dtype(device, stored, dtype)
+    return Stored(checkpoint, processor, config, directory, chosen)
 
 
 def load_model(
@@ -73,18 +95,53 @@ def save(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a model as a complete checkpoint directory; it must not exist, or be empty."""
-    require_expressible(model.config, layout)
-    state = model.state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    dtypes = {name: tensor.dtype for name, tensor in state.items()}
-    stored = dtype_name(state["decoder.embedding.weight"].dtype)
-    config = replace(processor.config if processor else model.config, dtype=stored)
+    config = processor.config if processor else model.config
+    save_weights(model.state_dict(), config, processor, directory, layout, max_shard_bytes)
+
+
+def save_weights(
+    weights: Mapping[str, Tensor],
+    config: InternVLConfig,
+    processor: Processor | None,
+    directory: str | Path,
+    layout: Layout,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a model, given as all its parameters by name, as `save` does."""
+    require_expressible(config, layout)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    dtypes = {name: tensor.dtype for name, tensor in weights.items()}
+    config = replace(config, dtype=dtype_name(weights["decoder.embedding.weight"].dtype))
     writing = Writing(layout, rules(layout, config, shapes), shapes, dtypes)
     with building(Path(directory)) as partial:
-        write_weights(writing, state.__getitem__, partial, max_shard_bytes)
+        write_weights(writing, weights.__getitem__, partial, max_shard_bytes)
         if processor is not None:
             write_companions(processor, partial, layout)
         write_config(config, partial, layout, token_ids(processor) if processor else None)
+
+
+def fill(parameters: Mapping[str, Tensor], weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy weights into a model's parameters, one by one; each must come, and fit."""
+    waiting = dict(parameters)
+    with torch.no_grad():
+        for name, tensor in weights:
+            place = waiting.pop(name)
+            assert place.shape == tensor.shape, (name, place.shape, tensor.shape)
+            place.copy_(tensor)
+    assert not waiting, list(waiting)
+
+
+def require_memory(what: str, numbers: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise when so many numbers of a type would not fit on a device."""
+    needed, free = numbers * dtype.itemsize, devices.free_memory(device)
+    if needed <= free:
+        return
+    fitting = [name for name, known in DTYPES.items() if numbers * known.itemsize <= free]
+    advice = f"; in {fitting[0]} they would fit" if fitting else ""
+    raise ValueError(
+        f"{what} need {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}; "
+        f"{device} has {free / 1e9:.1f} GB free{advice}"
+    )
 
 
 def _filled(
@@ -94,28 +151,10 @@ def _filled(
 
     Tensors go to the device one by one; the host never holds a second copy of the model.
     """
-    _require_memory(checkpoint, device, dtype)
     with torch.device("meta"):
-        model = InternVL(config)
-    weights = {name: _placed(tensor, device, dtype) for name, tensor in checkpoint.parameters()}
-    model.load_state_dict(weights, strict=True, assign=True)
+        model = InternVL(config).to(dtype)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    require_memory(f"the weights of {checkpoint.directory}", numbers, dtype, device)
+    model.to_empty(device=device)
+    fill(dict(model.named_parameters()), checkpoint.parameters())
     return model.eval()
-
-
-def _placed(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A contiguous copy on `device`: never a view of the file, which may change or go away."""
-    return tensor.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
-
-
-def _require_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise before anything is loaded when the weights alone would not fit."""
-    numbers = sum(torch.Size(shape).numel() for shape in checkpoint.shapes.values())
-    needed, free = numbers * dtype.itemsize, devices.free_memory(device)
-    if needed <= free:
-        return
-    fitting = [name for name, known in DTYPES.items() if numbers * known.itemsize <= free]
-    advice = f"; in {fitting[0]} they would fit" if fitting else ""
-    raise ValueError(
-        f"the weights of {checkpoint.directory} need {needed / 1e9:.1f} GB in "
-        f"{str(dtype).removeprefix('torch.')}; {device} has {free / 1e9:.1f} GB free{advice}"
-    )

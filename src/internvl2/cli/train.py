@@ -28,7 +28,8 @@ class Train:
     """
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
-    """1b, 2b, 4b, 8b, 26b, 40b, 76b, or the path of a TOML file."""
+    """1b, 2b, 4b, 8b, 26b, 40b, 76b, 1b-paddlemix, 2b-paddlemix, 8b-paddlemix,
+    or the path of a TOML file."""
 
     def run(self) -> int:
         """0 when the model is trained, or when SIGTERM ended the run with a checkpoint."""

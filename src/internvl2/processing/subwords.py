@@ -62,12 +62,22 @@ class SentencePieceSubwords:
         try:
             model = SentencePieceProcessor(model_proto=data)
             self._model = SentencePieceProcessor(model_proto=data + NO_DUMMY_PREFIX)
-        except RuntimeError:
-            raise ValueError(f"{path} is not a SentencePiece model") from None
+        except RuntimeError as error:
+            raise ValueError(f"{path} is not a SentencePiece model ({error})") from None
         self.size: int = model.get_piece_size()
         self.unk_id: int = model.unk_id()
         self.bos_id: int = model.bos_id()
         self.dummy_prefix = "".join(model.encode("a", out_type=str)).startswith(SPACE)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": self._model.serialized_model_proto()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process, which must be told to keep quiet before it reads the model."""
+        from sentencepiece import SentencePieceProcessor, SetMinLogLevel
+
+        SetMinLogLevel(ERRORS_ONLY)
+        self.__dict__.update(state, _model=SentencePieceProcessor(model_proto=state["_model"]))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a run of plain text."""

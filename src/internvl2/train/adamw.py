@@ -25,9 +25,12 @@ from internvl2.train.moments import (
     encode_signed,
     has_whole_blocks,
 )
+from internvl2.train.sharding import local
 
 CHUNK = 2**24
 """Numbers updated at once: an embedding of 400 million needs no fp32 copy of itself."""
+COMPILED_CHUNK = 2**26
+"""The same for compiled updates, which keep next to nothing between their operations."""
 SMALL = 2**16
 """Parameters up to this size are updated together, since each kernel would do next to nothing."""
 
@@ -84,6 +87,7 @@ class ExactAdamW(torch.optim.Optimizer):
 
     Steps are those of `torch.optim.AdamW` with fp32 weights. `moments="8bit"` stores the averages
     of matrices whose rows are whole blocks of 128 in 8 bits each, about a quarter of the memory.
+    Of weights divided over processes it moves the rows that are here, and has state for them alone.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class ExactAdamW(torch.optim.Optimizer):
         self._moments: Moments = moments
         self._index = {p: i for i, p in enumerate(self._parameters())}
         self._update, self._update_8bit = _update, _update_8bit
+        self._chunk = COMPILED_CHUNK if compiled else CHUNK
         if compiled:
             self._update = torch.compile(_update, dynamic=True)
             self._update_8bit = torch.compile(_update_8bit, dynamic=True)
@@ -130,9 +135,10 @@ class ExactAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def master(self, parameter: nn.Parameter) -> Float32[Tensor, "*axes"]:
-        """The exact fp32 weights behind a parameter."""
+        """The exact fp32 weights behind a parameter, as far as they are here."""
         residual = self.state[parameter].get("residual")
-        return parameter.float() if residual is None else join(parameter.detach(), residual)
+        weight = local(parameter)
+        return weight.float() if residual is None else join(weight, residual)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state bit for bit; torch's own would turn all of it into bf16."""
@@ -158,17 +164,20 @@ class ExactAdamW(torch.optim.Optimizer):
         self, group: Group, parameters: Sequence[nn.Parameter], scale: Tensor | None
     ) -> None:
         together: dict[tuple[float, torch.dtype], list[nn.Parameter]] = {}
+        rates: dict[float, Rates] = {}
         for parameter in parameters:
             state = self._advance(parameter)
             count = float(state["step"])
+            if count not in rates:
+                rates[count] = _rates(group, count, parameter, scale)
             if "mean_scales" in state:
-                self._step_8bit(parameter, _rates(group, count, parameter, scale))
-            elif parameter.numel() > SMALL:
-                self._step_large(parameter, _rates(group, count, parameter, scale))
+                self._step_8bit(parameter, rates[count])
+            elif local(parameter).numel() > SMALL:
+                self._step_large(parameter, rates[count])
             else:
                 together.setdefault((count, parameter.dtype), []).append(parameter)
         for (count, _), small in together.items():
-            self._step_together(small, _rates(group, count, small[0], scale))
+            self._step_together(small, rates[count])
 
     def _advance(
         self, parameter: nn.Parameter, averages: Sequence[str] = ("mean", "square")
@@ -177,27 +186,28 @@ class ExactAdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
-            if parameter.dtype is torch.bfloat16:
-                state["residual"] = torch.zeros_like(parameter, dtype=torch.int16)
+            weight = local(parameter)
+            if weight.dtype is torch.bfloat16:
+                state["residual"] = torch.zeros_like(weight, dtype=torch.int16)
             for name in averages:
-                state.update(self._new_average(name, parameter))
+                state.update(self._new_average(name, weight))
         state["step"] += 1
         return state
 
-    def _new_average(self, name: str, parameter: nn.Parameter) -> State:
-        if self._moments == "fp32" or not has_whole_blocks(parameter):
-            return {name: torch.zeros_like(parameter, dtype=torch.float32)}
+    def _new_average(self, name: str, weight: Tensor) -> State:
+        if self._moments == "fp32" or not has_whole_blocks(weight):
+            return {name: torch.zeros_like(weight, dtype=torch.float32)}
         dtype = torch.int8 if name == "mean" else torch.uint8
-        blocks = parameter[0].numel() // BLOCK
+        blocks = weight.shape[1:].numel() // BLOCK
         return {
-            name: torch.zeros_like(parameter, dtype=dtype),
-            f"{name}_scales": torch.zeros(len(parameter), blocks, device=parameter.device),
+            name: torch.zeros_like(weight, dtype=dtype),
+            f"{name}_scales": torch.zeros(len(weight), blocks, device=weight.device),
         }
 
     def _step_large(self, parameter: nn.Parameter, rates: Rates) -> None:
         slots = self._slots(parameter).map(lambda t: t.view(-1))
-        for start in range(0, parameter.numel(), CHUNK):
-            self._update(slots.cut(start, start + CHUNK), rates)
+        for start in range(0, len(slots.weight), self._chunk):
+            self._update(slots.cut(start, start + self._chunk), rates)
 
     def _step_together(self, parameters: Sequence[nn.Parameter], rates: Rates) -> None:
         """One update of many small parameters, laid end to end and put back."""
@@ -210,7 +220,7 @@ class ExactAdamW(torch.optim.Optimizer):
             None if slots[0].residual is None else torch.cat([s.rest for s in slots]),
         )
         self._update(joined, rates)
-        sizes = [p.numel() for p in parameters]
+        sizes = [len(s.weight) for s in slots]
         _put_back(joined.weight.split(sizes), [s.weight for s in slots])
         _put_back(joined.mean.split(sizes), [s.mean for s in slots])
         _put_back(joined.square.split(sizes), [s.square for s in slots])
@@ -221,8 +231,8 @@ class ExactAdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         slots = self._slots(parameter).map(lambda t: t.flatten(1))
         noise = self.seeded(parameter)
-        step = max(CHUNK // parameter[0].numel(), 1)
-        for start in range(0, len(parameter), step):
+        step = max(self._chunk // parameter.shape[1:].numel(), 1)
+        for start in range(0, len(slots.weight), step):
             part = slots.cut(start, start + step)
             mean = SignedCodes(part.mean, state["mean_scales"][start : start + step])
             square = PositiveCodes(part.square, state["square_scales"][start : start + step])
@@ -232,9 +242,9 @@ class ExactAdamW(torch.optim.Optimizer):
     def _slots(self, parameter: nn.Parameter) -> "Slots":
         state = self.state[parameter]
         assert parameter.grad is not None
-        gradient = parameter.grad.contiguous()
+        gradient = local(parameter.grad).contiguous()
         return Slots(
-            gradient, parameter.data, state["mean"], state["square"], state.get("residual")
+            gradient, local(parameter), state["mean"], state["square"], state.get("residual")
         )
 
     def seeded(self, parameter: nn.Parameter) -> torch.Generator:

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection
 
-import torch
 from torch import nn
 
-from internvl2.train.optimizer import PARTS, norms
+from internvl2.train.optimizer import PARTS
+from internvl2.train.sharding import squared_lengths
 
 PATIENCE = 16
 """Fed steps in which a gradient may be all zeros, as that of a layer left out by drop path."""
@@ -57,7 +57,7 @@ class GradientAudit:
             gradients.append(gradient)
         if not names:
             return
-        lengths = torch.stack(norms(gradients)).tolist()
+        lengths = squared_lengths(gradients).tolist()
         self._waiting -= {name for name, length in zip(names, lengths, strict=True) if length}
         silent = [name for name in names if name in self._waiting]
         if silent and self._fed[part] >= PATIENCE:

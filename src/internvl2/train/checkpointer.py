@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 
 from internvl2.train.parallel import World
 
@@ -47,13 +48,16 @@ class Progress:
     """The lowest validation loss so far."""
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint that was read."""
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as it lies in a checkpoint."""
 
-    progress: Progress
-    tensors: dict[str, Tensor]
-    """On the CPU, by the names they were saved under."""
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+Places = Callable[[Mapping[str, StoredTensor]], Mapping[str, Tensor]]
+"""Tensors to be filled from a checkpoint with such content, by the names there."""
 
 
 class Checkpointer:
@@ -75,9 +79,16 @@ class Checkpointer:
         world.wait()
 
     def save(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-        """Starts to write a checkpoint; the tensors may change as soon as this returns."""
+        """Starts to write a checkpoint; the tensors may change as soon as this returns.
+
+        Each process copies its part of divided tensors, the first one also all others.
+        """
         self.finish()
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        copies = {
+            name: tensor.detach().to("cpu", copy=True)
+            for name, tensor in tensors.items()
+            if self.world.is_first or isinstance(tensor, DTensor)
+        }
         self._running = self._thread.submit(self._write, progress, copies)
 
     def finish(self) -> None:
@@ -95,26 +106,47 @@ class Checkpointer:
         """Ends the thread, once it has nothing to write."""
         self._thread.shutdown(wait=True)
 
-    def load(self) -> Saved | None:
-        """The last intact checkpoint, None without any; damaged ones are named and passed over."""
+    def load(self, places: Places) -> Progress | None:
+        """Fills tensors from the last intact checkpoint; None without any.
+
+        Damaged ones are named and passed over. Each process reads what belongs into its tensors,
+        whatever number of processes wrote them.
+        """
+        seen = self._newest_intact() if self.world.is_first else _Seen(0, 0)
+        count, step = map(int, self.world.sum([seen.count, seen.step]))
+        if not count:
+            return None
+        if not step:
+            raise ValueError(
+                f"every checkpoint in {self.folder} is damaged; delete the folder to start anew"
+            )
+        path = self.folder / _name(step)
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        reader = FileSystemReader(path)
+        stored: dict[str, StoredTensor] = {}
+        for name, found in reader.read_metadata().state_dict_metadata.items():
+            assert isinstance(found, TensorStorageMetadata), name
+            stored[name] = StoredTensor(found.size, found.properties.dtype)
+        state: dict[str, Any] = dict(places(stored))
+        load(state, storage_reader=reader, no_dist=True)
+        return Progress(**manifest["progress"])
+
+    def _newest_intact(self) -> "_Seen":
+        """Names damaged checkpoints on the way."""
         found = self._complete()
         for path in reversed(found):
             fault = _fault(path)
             if fault is None:
-                return _read(path)
+                return _Seen(len(found), int(path.name.removeprefix("step-")))
             logger.warning("checkpoint %s is damaged (%s); trying the one before", path, fault)
-        if found:
-            raise ValueError(
-                f"every checkpoint in {self.folder} is damaged; delete the folder to start anew"
-            )
-        return None
+        return _Seen(len(found), 0)
 
     def _complete(self) -> list[Path]:
         """The checkpoints that have their name, oldest first."""
         return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
 
     def _write(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
-        final = self.folder / f"step-{progress.step:08d}"
+        final = self.folder / _name(progress.step)
         partial = self.folder / f".{final.name}"
         writer = FileSystemWriter(partial)
         try:
@@ -149,17 +181,17 @@ class Checkpointer:
             shutil.rmtree(old)
 
 
-def _read(path: Path) -> Saved:
-    """A checkpoint's tensors, whatever number of processes wrote them."""
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    reader = FileSystemReader(path)
-    tensors: dict[str, Tensor] = {}
-    for name, stored in reader.read_metadata().state_dict_metadata.items():
-        assert isinstance(stored, TensorStorageMetadata), name
-        tensors[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
-    state: dict[str, Any] = dict(tensors)
-    load(state, storage_reader=reader, no_dist=True)
-    return Saved(Progress(**manifest["progress"]), tensors)
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a folder of checkpoints holds."""
+
+    count: int
+    step: int
+    """Of the last intact one; 0 if there is none, for runs begin to save after their first step."""
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _fault(path: Path) -> str | None:

@@ -67,9 +67,8 @@ class Dataset:
         except (ValueError, OSError) as error:
             return Fault(record.where, str(error))
         if size.tiles > self.limits.tiles:
-            return Fault(
-                record.where, f"it has {size.tiles} tiles; a pack holds {self.limits.tiles}"
-            )
+            most = f"a pack holds {self.limits.tiles} (packing.tiles)"
+            return Fault(record.where, f"it has {size.tiles} tiles; {most}")
         return size
 
     def encode(self, ordinal: int) -> Sample | Fault:

@@ -3,6 +3,7 @@
 Files are opened through an index of where their entries are, so that memory stays flat.
 """
 
+import difflib
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from internvl2.processing.conversation import Message
 from internvl2.train.line_index import (
-    EntryIndex,
     SampleError,
     index_array,
     index_lines,
+    parse_json,
     starts_with,
 )
 from internvl2.train.records import Reading, check_conversation, read_record
@@ -30,6 +31,20 @@ __all__ = [
     "join",
     "open_source",
 ]
+
+
+META_KEYS = (
+    "root",
+    "annotation",
+    "data_augment",
+    "repeat_time",
+    "max_dynamic_patch",
+    "length",  # told for people; counted here
+)
+META_BYTES = 1 << 24
+"""A larger file is no meta.json, and is never read as a whole."""
+PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+"""How files begin that must be unpacked first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +70,8 @@ class SourceOptions:
     """How often an epoch sees the set; below 1, the first such share of it."""
     max_tiles: int | None = None
     """Tile budget of a record, shared by its pictures; None takes the run's."""
-    augment: bool = False
-    """Re-encode tiles as JPEG of random quality."""
+    augment: bool | None = None
+    """Re-encode tiles as JPEG of random quality; None leaves it to a meta.json, else it is off."""
     num_frames: int = 8
     """How many frames a video gives."""
     template: str = ""
@@ -65,6 +80,8 @@ class SourceOptions:
     def __post_init__(self) -> None:
         if self.repeat <= 0:
             raise ValueError(f"repeat is {self.repeat}; it must be above 0")
+        if self.num_frames < 1:
+            raise ValueError(f"num_frames is {self.num_frames}; it must be at least 1")
 
     def reading(self, root: Path) -> Reading:
         """How records are read, their media below `root` unless told otherwise."""
@@ -121,7 +138,7 @@ class DataSet:
                 check_conversation(messages)
         except ValueError as error:
             raise SampleError(where, str(error)) from error
-        return Record(messages, where, self.options.max_tiles, self.options.augment)
+        return Record(messages, where, self.options.max_tiles, bool(self.options.augment))
 
 
 @dataclass(frozen=True)
@@ -166,17 +183,21 @@ class RecordList:
 
 
 def open_source(path: str | Path, options: SourceOptions | None = None) -> Source:
-    """The data set in a file: lines, one array, Parquet, or a meta.json that names several."""
+    """The data set in a file: lines, one array, Parquet, or a meta.json that names several.
+
+    A folder of Parquet files is one data set.
+    """
     options = options or SourceOptions()
     path = Path(path)
+    if path.is_dir():
+        return _open_folder(path, options)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"data set {path} {'is a folder' if path.is_dir() else 'is absent'}"
-        )
+        raise FileNotFoundError(f"data set {path} is absent")
     if path.suffix == ".parquet":
         from internvl2.train.parquet import open_parquet
 
-        return DataSet(open_parquet(path), options.reading(path.parent), options)
+        return _data_set(open_parquet(path), path, options)
+    _refuse_packed(path)
     first = starts_with(path)
     if not first:
         raise ValueError(f"data set {path} is empty")
@@ -184,7 +205,7 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
     if meta is not None:
         return join([_open_entry(path, name, entry, options) for name, entry in meta.items()])
     index = index_array(path) if first == b"[" else index_lines(path)
-    return DataSet(_not_empty(index), options.reading(path.parent), options)
+    return _data_set(index, path, options)
 
 
 def from_records(
@@ -201,35 +222,90 @@ def join(sources: Sequence[Source]) -> Source:
     return Joined(tuple(sources), tuple(accumulate(len(source) for source in sources)))
 
 
-def _not_empty(index: EntryIndex) -> EntryIndex:
-    if not len(index):
-        raise ValueError(f"data set {index.path} has no record")
-    return index
+def _data_set(raw: Raw, path: Path, options: SourceOptions) -> Source:
+    found = DataSet(raw, options.reading(path.parent), options)
+    if not len(raw):
+        raise ValueError(f"data set {path} has no record")
+    if not len(found):
+        raise ValueError(f"data set {path}: {options.repeat:g} of {len(raw)} records is none")
+    return found
+
+
+def _open_folder(path: Path, options: SourceOptions) -> Source:
+    files = sorted(path.glob("*.parquet"))
+    if not files:
+        raise ValueError(f"data set {path} is a folder without Parquet files; name a file in it")
+    return join([open_source(file, options) for file in files])
+
+
+def _refuse_packed(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(8)
+    for start, kind in PACKED.items():
+        if head.startswith(start):
+            raise ValueError(f"data set {path} is compressed ({kind}); unpack it first")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"data set {path} is UTF-16; save it as UTF-8")
 
 
 def _meta(path: Path) -> dict[str, Any] | None:
-    """The sets that an official meta.json names; None where the file is something else."""
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError:
+    """The sets that an official meta.json names; None where the file holds records."""
+    if path.stat().st_size > META_BYTES:
         return None
-    sets = isinstance(found, dict) and found.values()
-    return found if sets and all(isinstance(e, dict) and "annotation" in e for e in sets) else None
+    text = path.read_bytes()
+    try:
+        found = parse_json(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" or b'"annotation"' not in text:
+            return None
+        raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if any(isinstance(entry, dict) and "annotation" in entry for entry in found.values()):
+        return found
+    if text.count(b"\n", 0, len(text.rstrip())):
+        raise ValueError(
+            f"data set {path} is one object with the keys {', '.join(map(repr, found))}; records "
+            "stand in lines or in an array, and each set of a meta.json has an 'annotation'"
+        )
+    return None
 
 
-def _open_entry(meta: Path, name: str, entry: dict[str, Any], options: SourceOptions) -> Source:
+def _open_entry(meta: Path, name: str, entry: Any, options: SourceOptions) -> Source:
+    """A set of a meta.json; of what is also given in `options`, that is taken."""
     where = f"{meta}: data set {name!r}"
+    _check_entry(where, entry)
+    given = options.max_tiles
     own = replace(
         options,
-        root=_near(meta, entry.get("root", "")) if options.root is None else options.root,
+        root=_near(meta, entry.get("root") or "") if options.root is None else options.root,
         repeat=options.repeat * float(_number(where, entry, "repeat_time", 1.0)),
-        max_tiles=_whole(where, entry, "max_dynamic_patch", options.max_tiles),
-        augment=bool(entry.get("data_augment", options.augment)),
+        max_tiles=_whole(where, entry, "max_dynamic_patch", None) if given is None else given,
+        augment=entry.get("data_augment") if options.augment is None else options.augment,
     )
     annotation = _near(meta, entry["annotation"])
     if not annotation.is_file():
         raise FileNotFoundError(f"{where}: the annotation {entry['annotation']} is absent")
     return open_source(annotation, own)
+
+
+def _check_entry(where: str, entry: Any) -> None:
+    if not isinstance(entry, dict) or "annotation" not in entry:
+        raise ValueError(f"{where} lacks an 'annotation'")
+    for key in entry:
+        if key not in META_KEYS:
+            near = difflib.get_close_matches(key, META_KEYS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(META_KEYS)}"
+            raise ValueError(f"{where} has the unknown key {key!r}; {hint}")
+    kinds: dict[str, tuple[type, str]] = {
+        "root": (str, "a folder"),
+        "annotation": (str, "a file"),
+        "data_augment": (bool, "true or false"),
+    }
+    for key, (kind, wanted) in kinds.items():
+        value = entry.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{where}: {key} is {value!r}; {wanted} was expected")
 
 
 def _near(meta: Path, given: str) -> Path:

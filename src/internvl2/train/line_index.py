@@ -18,8 +18,8 @@ import numpy as np
 
 CHUNK = 1 << 20
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
-_SHORT = 2
-"""Bytes that an empty line may have: a line feed, or a carriage return before it."""
+_SHORT = 16
+"""Bytes of the longest blank line; a line of a record has more."""
 
 
 class SampleError(ValueError):
@@ -62,13 +62,24 @@ class EntryIndex:
         except OSError as error:
             raise SampleError(self.where(entry), f"cannot be read: {error.strerror}") from None
         try:
-            found = json.loads(text)
+            found = parse_json(text)
+        except UnicodeDecodeError as error:
+            reason = f"not UTF-8: byte {error.start + 1} of the record is {text[error.start]:#04x}"
+            raise SampleError(self.where(entry), reason) from None
+        except json.JSONDecodeError as error:
+            reason = f"not JSON: {error.msg} at character {error.pos + 1} of the record"
+            raise SampleError(self.where(entry), reason) from None
         except (ValueError, RecursionError) as error:
-            raise SampleError(self.where(entry), f"not JSON: {error}") from None
+            raise SampleError(self.where(entry), str(error)) from None
         if not isinstance(found, dict):
             kind = type(found).__name__
             raise SampleError(self.where(entry), f"a JSON object was expected, not a {kind}")
         return found
+
+
+def parse_json(text: bytes) -> Any:
+    """What JSON text says; an object that gives a key twice is an error, for one would be lost."""
+    return json.loads(text, object_pairs_hook=_unique)
 
 
 def index_lines(path: Path) -> EntryIndex:
@@ -116,6 +127,15 @@ def starts_with(path: Path) -> bytes:
             if text := chunk.removeprefix(b"\xef\xbb\xbf").lstrip():
                 return text[:1]
     return b""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is given twice in one object")
+    return found
 
 
 def _with_content(path: Path, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:

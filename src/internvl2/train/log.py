@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from internvl2 import console
 
@@ -85,6 +85,7 @@ class ValidationRecord:
     """`loss`, and whatever else was asked for."""
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Somewhere that records go."""
 
@@ -136,7 +137,7 @@ class RunLog:
         self._bar = console.progress(total, "training", unit="step", initial=done)
         self._started = time.monotonic()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(
@@ -204,16 +205,19 @@ def draw(folder: Path) -> Path | None:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     scores = _series(validations)
     heights = [4.0, 1.5] + [2.5] * any(name != "loss" for name in scores)
     figure = Figure(figsize=(8, sum(heights)), layout="constrained")
     panels = figure.subplots(len(heights), sharex=True, height_ratios=heights)
     _draw_losses(panels[0], steps, scores.pop("loss", []))
-    panels[1].plot([r.step for r in steps], [r.learning_rate for r in steps], label="learning rate")
+    rates = [(record.step, record.learning_rate) for record in steps]
+    panels[1].plot(*zip(*rates, strict=True), _style(steps), label="learning rate")
     for name, points in scores.items():
         panels[2].plot(*zip(*points, strict=True), "o-", label=f"validation {name}")
     panels[-1].set_xlabel("step")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in panels:
         axes.legend()
         axes.grid(alpha=0.3)
@@ -226,10 +230,15 @@ def _draw_losses(
 ) -> None:
     where, losses = [record.step for record in steps], [record.loss for record in steps]
     axes.plot(where, losses, alpha=0.3, label="loss of each step")
-    axes.plot(where, _smoothed(losses), label="loss, smoothed")
+    axes.plot(where, _smoothed(losses), _style(steps), label="loss, smoothed")
     if measured:
         axes.plot(*zip(*measured, strict=True), "o-", label="validation loss")
     axes.set_ylabel("loss")
+
+
+def _style(steps: Sequence[StepRecord]) -> str:
+    """A line, or the dot of a single step, of which there is no line."""
+    return "-" if len(steps) > 1 else "o"
 
 
 def _series(validations: Sequence[ValidationRecord]) -> dict[str, list[tuple[int, float]]]:

@@ -1,10 +1,13 @@
 """The data that a recipe names, as a loader of packs."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from internvl2.processing.processor import Processor
 from internvl2.train.dataset import Dataset
-from internvl2.train.formats import SourceOptions, join, open_source
+from internvl2.train.formats import Source, SourceOptions, from_records, join, open_source
 from internvl2.train.loader import Loader, LoaderOptions, Position
 from internvl2.train.packing import Costs, Limits
 from internvl2.train.parallel import World
@@ -12,11 +15,13 @@ from internvl2.train.recipe import DataSource, Recipe
 
 
 def training_loader(
-    recipe: Recipe, processor: Processor, world: World, position: Position | None
+    recipe: Recipe,
+    processor: Processor,
+    world: World,
+    position: Position | None,
+    records: Iterable[Any] = (),
 ) -> Loader:
-    """The steps of a run, from a position on."""
-    if not recipe.data:
-        raise ValueError("the recipe names no data; give --data FILE or [[data]] tables")
+    """The steps of a run, from a position on; `records` join what the recipe names."""
     options = LoaderOptions(
         packs_per_step=recipe.packs_per_step,
         epochs=recipe.schedule.epochs if recipe.schedule.max_steps is None else None,
@@ -26,36 +31,52 @@ def training_loader(
         weighting=recipe.packing.loss_weighting,
         skip_bad_samples=recipe.skip_bad_samples,
         bad_samples=Path(recipe.output) / "bad_samples.jsonl",
+        idle_tiles=recipe.shard,
     )
-    dataset = _dataset(recipe, recipe.data, processor, shuffle=True)
+    template = processor.template.name
+    sources = [_open(source, template) for source in recipe.data]
+    own = from_records(records, SourceOptions(template=template))
+    if len(own):
+        sources.append(own)
+    if not sources:
+        raise ValueError("the recipe names no data; give --data FILE or [[data]] tables")
+    dataset = _dataset(recipe, sources, processor, shuffle=True)
     return Loader(dataset, Costs.of(processor.config), options, position)
 
 
 def validation_loader(recipe: Recipe, processor: Processor, world: World) -> Loader:
-    """Every sample of the validation data once, a pack per process and step."""
-    options = LoaderOptions(packs_per_step=world.size, rank=world.rank, world=world.size)
-    dataset = _dataset(recipe, recipe.validation.data, processor, shuffle=False)
+    """Every sample of the validation data once, a pack per process and step; none is augmented."""
+    options = LoaderOptions(
+        packs_per_step=world.size,
+        rank=world.rank,
+        world=world.size,
+        workers=recipe.workers,
+        idle_tiles=recipe.shard,
+    )
+    plain = [replace(source, augment=False) for source in recipe.validation.data]
+    sources = [_open(source, processor.template.name) for source in plain]
+    dataset = _dataset(recipe, sources, processor, shuffle=False)
     return Loader(dataset, Costs.of(processor.config), options)
 
 
+def _open(source: DataSource, template: str) -> Source:
+    options = SourceOptions(
+        root=source.root,
+        repeat=source.repeat,
+        max_tiles=source.max_tiles,
+        augment=source.augment,
+        num_frames=source.num_frames,
+        template=template,
+    )
+    return open_source(source.path, options)
+
+
 def _dataset(
-    recipe: Recipe, sources: tuple[DataSource, ...], processor: Processor, *, shuffle: bool
+    recipe: Recipe, sources: list[Source], processor: Processor, *, shuffle: bool
 ) -> Dataset:
     packing = recipe.packing
-    opened = [
-        open_source(
-            source.path,
-            SourceOptions(
-                root=source.root,
-                repeat=source.repeat,
-                max_tiles=source.max_tiles,
-                template=processor.template.name,
-            ),
-        )
-        for source in sources
-    ]
     return Dataset(
-        join(opened),
+        join(sources),
         processor,
         Limits(packing.tokens, packing.tiles, packing.window),
         recipe.max_tiles,

@@ -36,7 +36,7 @@ class PositiveCodes:
 
 def has_whole_blocks(parameter: Tensor) -> bool:
     """Whether the rows of a parameter are made of blocks; others keep fp32 averages."""
-    return parameter.ndim >= 2 and parameter[0].numel() % BLOCK == 0
+    return parameter.ndim >= 2 and parameter.shape[1:].numel() % BLOCK == 0
 
 
 def encode_signed(

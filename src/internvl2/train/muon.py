@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from internvl2.train.adamw import ExactAdamW, Group, move
 from internvl2.train.moments import decode_signed, encode_signed
+from internvl2.train.sharding import divided, local, own_rows, whole
 
 MOMENTUM = 0.95
 ITERATIONS = 5
@@ -30,10 +31,11 @@ class Muon(ExactAdamW):
             return
         for parameter in parameters:
             self._advance(parameter, ("mean",))
-            direction = orthogonalize(self._momentum(parameter, scale))
+            momentum = self._momentum(parameter, scale).bfloat16()
+            direction = own_rows(orthogonalize(whole(divided(momentum, parameter))), parameter)
             distance = group["lr"] * 0.2 * max(parameter.shape) ** 0.5 * direction
             keep = torch.full((), 1 - group["lr"] * group["weight_decay"], device=parameter.device)
-            move(parameter.data, self.state[parameter].get("residual"), distance, keep)
+            move(local(parameter), self.state[parameter].get("residual"), distance, keep)
 
     def _momentum(
         self, parameter: nn.Parameter, scale: Tensor | None
@@ -41,7 +43,7 @@ class Muon(ExactAdamW):
         """The averaged gradient of this step, looking one step ahead (Nesterov)."""
         state = self.state[parameter]
         assert parameter.grad is not None
-        gradient = parameter.grad.float()
+        gradient = local(parameter.grad).float()
         gradient = gradient if scale is None else gradient * scale
         if "mean_scales" not in state:
             return gradient.lerp(state["mean"].lerp_(gradient, 1 - MOMENTUM), MOMENTUM)

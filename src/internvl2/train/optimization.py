@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from internvl2.model.internvl import InternVL
 from internvl2.train.audit import GradientAudit
+from internvl2.train.checkpointer import StoredTensor
 from internvl2.train.optimizer import build_optimizer, gradient_norms, set_learning_rate
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Recipe
+from internvl2.train.sharding import divided, empty_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,9 @@ class Optimization:
         self.model, self.settings = model, recipe.optimizer
         self.optimizer = build_optimizer(model, recipe.optimizer, compiled)
         self._audit = GradientAudit(model)
-        self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+        self._names: dict[Tensor, str] = {
+            p: name for name, p in model.named_parameters() if p.requires_grad
+        }
 
     @torch.no_grad()
     def step(self, world: World, factor: float, fed: Collection[str]) -> Moved:
@@ -37,7 +42,7 @@ class Optimization:
         world.sum_gradients(
             p
             for name, p in self.model.named_parameters()
-            if p.requires_grad and name.split(".")[0] in fed
+            if p.requires_grad and name.split(".")[0] in fed and not isinstance(p, DTensor)
         )
         self._audit.check(fed)
         norms = gradient_norms(self.model)
@@ -51,23 +56,17 @@ class Optimization:
     def tensors(self) -> dict[str, Tensor]:
         """The optimizer's state by parameter, for a checkpoint."""
         return {
-            f"optimizer.{self._names[parameter]}:{key}": value
+            f"optimizer.{self._names[parameter]}:{key}": divided(value, parameter)
             for parameter, state in self.optimizer.state.items()
             for key, value in state.items()
         }
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes up what `tensors` gave."""
-        found: dict[str, dict[str, Tensor]] = {}
-        for label, tensor in tensors.items():
+    def allocate(self, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+        """Room for the state that a checkpoint has of trained parameters, by its names there."""
+        trained = {name: parameter for parameter, name in self._names.items()}
+        for label, tensor in stored.items():
             name, _, key = label.removeprefix("optimizer.").rpartition(":")
-            if label.startswith("optimizer."):
-                found.setdefault(name, {})[key] = tensor
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        states = {i: found.get(self._names[p]) for i, p in enumerate(parameters)}
-        self.optimizer.load_state_dict(
-            {
-                "state": {i: state for i, state in states.items() if state},
-                "param_groups": self.optimizer.state_dict()["param_groups"],
-            }
-        )
+            if label.startswith("optimizer.") and name in trained:
+                state = self.optimizer.state[trained[name]]
+                state[key] = empty_rows(tensor.shape, tensor.dtype, trained[name])
+        return self.tensors()

@@ -1,15 +1,14 @@
 """Which weights are trained, at which rates, and by which optimizer."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from internvl2.model.internvl import InternVL
 from internvl2.train.adamw import ExactAdamW
 from internvl2.train.muon import Muon
 from internvl2.train.recipe import Freeze, Optimizer
+from internvl2.train.sharding import squared_lengths
 
 PARTS = ("vision", "projector", "decoder")
 """What a parameter's name starts with; the head belongs to the decoder."""
@@ -118,28 +117,21 @@ def set_learning_rate(optimizer: ExactAdamW, rate: float) -> None:
 
 def gradient_norms(model: nn.Module) -> GradientNorms:
     """Length of all gradients together and of each part's, in fp32."""
-    lengths: dict[str, Tensor] = {}
-    for part in PARTS:
-        gradients = [
-            p.grad
-            for name, p in model.named_parameters()
-            if p.grad is not None and name.startswith(f"{part}.")
+    gradients = {
+        part: [
+            parameter.grad
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None and name.startswith(f"{part}.")
         ]
-        if gradients:
-            lengths[part] = _length(norms(gradients))
-    if not lengths:
+        for part in PARTS
+    }
+    counts = {part: len(found) for part, found in gradients.items() if found}
+    if not counts:
         raise ValueError("no parameter has a gradient")
-    return GradientNorms(_length(lengths.values()), lengths)
-
-
-def norms(tensors: list[Tensor]) -> tuple[Tensor, ...]:
-    """Length of each tensor, in fp32."""
-    return tuple(torch._foreach_norm(tensors, 2, torch.float32))  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _length(lengths: Iterable[Tensor]) -> Tensor:
-    """Length of all of which these are the lengths of the pieces."""
-    return torch.linalg.vector_norm(torch.stack(list(lengths)))
+    squares = squared_lengths([gradient for found in gradients.values() for gradient in found])
+    pieces = squares.split(list(counts.values()))
+    lengths = {part: piece.sum().sqrt() for part, piece in zip(counts, pieces, strict=True)}
+    return GradientNorms(squares.sum().sqrt(), lengths)
 
 
 def _vision_layer(name: str) -> int | None:

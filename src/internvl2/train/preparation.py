@@ -1,33 +1,99 @@
-"""A checkpoint's model made ready for training: what is frozen, dropped, recomputed, compiled."""
+"""A recipe's model made ready for training: frozen, dropped, recomputed, compiled, divided, filled.
 
-from dataclasses import replace
+The model is made without memory, and only what this process holds of it is ever given some. Then
+weights come tensor by tensor, from a checkpoint or from chance.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.hub import resolve
-from internvl2.checkpoint.store import Loaded, load
+from internvl2.checkpoint.store import fill, find, require_memory
+from internvl2.config import InternVLConfig
 from internvl2.model.internvl import InternVL
 from internvl2.model.parallel import compile_layers, recompute_layers
 from internvl2.processing.processor import Processor
 from internvl2.train.optimizer import freeze_parts
+from internvl2.train.parallel import World
 from internvl2.train.recipe import Recipe
+from internvl2.train.sharding import local, own_parts, shard
+from internvl2.train.step_loss import PackLoss
+
+logger = logging.getLogger(__name__)
+
+DEVIATION = 0.02
+"""Standard deviation of random weights."""
 
 
-def prepare(recipe: Recipe, device: torch.device) -> Loaded:
-    """The recipe's model on `device`, with its trainable parameters marked."""
-    loaded = _random(recipe, device) if recipe.from_scratch else _stored(recipe, device)
-    freeze_parts(loaded.model, recipe.freeze)
-    layers = loaded.model.vision.layers
-    rates = torch.linspace(0, recipe.drop_path, len(layers)).tolist()
-    for layer, rate in zip(layers, rates, strict=True):
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run trains."""
+
+    loss: PackLoss
+    processor: Processor
+    config: InternVLConfig
+
+    @property
+    def model(self) -> InternVL:
+        """Where all parameters have their names."""
+        return self.loss.model
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A model before it has memory."""
+
+    processor: Processor
+    config: InternVLConfig
+    dtype: torch.dtype
+    weights: Callable[[InternVL], Iterator[tuple[str, Tensor]]]
+    """Whole tensors for all parameters of a model, by name."""
+
+
+def prepare(recipe: Recipe, world: World) -> Prepared:
+    """The recipe's model on the device, with its trainable parameters marked."""
+    source = (_random if recipe.from_scratch else _stored)(recipe, world.device)
+    loss = PackLoss(_without_memory(recipe, source, compiles(recipe, world.device)))
+    what = f"the weights of {recipe.model}"
+    if recipe.shard and world.size > 1:
+        shard(loss, world)
+        what += f", divided by {world.size},"
+    elif recipe.shard:
+        logger.info("shard = true, but there is one process: nothing is divided")
+    numbers = sum(local(parameter).numel() for parameter in loss.parameters())
+    require_memory(what, numbers, source.dtype, world.device)
+    loss.to_empty(device=world.device)
+    parts = {name: local(parameter) for name, parameter in loss.model.named_parameters()}
+    fill(parts, own_parts(loss.model, source.weights(loss.model)))
+    return Prepared(loss.eval(), source.processor, source.config)
+
+
+def compiles(recipe: Recipe, device: torch.device) -> bool:
+    """Whether layers and optimizer are compiled: where it pays, unless the recipe says."""
+    if recipe.compile is None:
+        return device.type == "cuda" and find_spec("triton") is not None
+    return recipe.compile
+
+
+def _without_memory(recipe: Recipe, source: _Source, compiled: bool) -> InternVL:
+    """The model with all that a recipe does to parts and layers."""
+    with torch.device("meta"):
+        model = InternVL(source.config).to(source.dtype)
+    freeze_parts(model, recipe.freeze)
+    rates = torch.linspace(0, recipe.drop_path, len(model.vision.layers)).tolist()
+    for layer, rate in zip(model.vision.layers, rates, strict=True):
         layer.drop_path_rate = rate
-    if recipe.compile:
-        compile_layers(loaded.model)
-    recompute_layers(loaded.model, recipe.recompute.vision, recipe.recompute.decoder)
-    return loaded
+    if compiled:
+        compile_layers(model)
+    recompute_layers(model, recipe.recompute.vision, recipe.recompute.decoder)
+    return model
 
 
 def training(model: InternVL) -> None:
@@ -36,21 +102,39 @@ def training(model: InternVL) -> None:
         layer.train(any(p.requires_grad for p in layer.parameters()))
 
 
-def _stored(recipe: Recipe, device: torch.device) -> Loaded:
-    return load(recipe.model, device=str(device), dtype=recipe.dtype)
+def _stored(recipe: Recipe, device: torch.device) -> _Source:
+    found = find(recipe.model, device, recipe.dtype)
+    return _Source(
+        found.processor, found.config, found.dtype, lambda model: found.checkpoint.parameters()
+    )
 
 
-def _random(recipe: Recipe, device: torch.device) -> Loaded:
+def _random(recipe: Recipe, device: torch.device) -> _Source:
     """Random weights, equal in every process, in the shape of the recipe's model."""
     directory = resolve(recipe.model)
     processor = Processor.from_directory(directory, read_config(directory))
     dtype = devices.choose_dtype(device, processor.config.dtype, recipe.dtype)
-    torch.manual_seed(recipe.seed)
-    model = InternVL(processor.config)
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
-            nn.init.zeros_(module.bias)
     config = replace(processor.config, dtype=str(dtype).removeprefix("torch."))
-    return Loaded(model.to(device, dtype).eval(), processor, config, directory)
+    return _Source(
+        processor, config, dtype, lambda model: random_weights(model, recipe.seed, device, dtype)
+    )
+
+
+def random_weights(
+    model: nn.Module, seed: int, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Whole random weights for a model, one after the other, by name.
+
+    Matrices and embeddings are normally distributed; norms and layer scales begin at 1, biases
+    at 0.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        tensor = torch.empty(parameter.shape, device=device, dtype=dtype)
+        if name.endswith("bias"):
+            tensor.zero_()
+        elif parameter.ndim > 1 or name.endswith("class_embedding"):
+            tensor.normal_(std=DEVIATION, generator=generator)
+        else:
+            tensor.fill_(1)
+        yield name, tensor

@@ -193,9 +193,11 @@ class Recipe:
     """Stochastic depth of the last vision layer, where vision layers are trained."""
     from_scratch: bool = False
     """Random weights in the model's shape instead of the checkpoint's."""
+    shard: bool = False
+    """Weights, gradients and optimizer state are divided over the processes (FSDP2)."""
     recompute: Recompute = field(default_factory=Recompute)
-    compile: bool = False
-    """Compile each layer; pays in long runs."""
+    compile: bool | None = None
+    """Compile layers and optimizer, which takes half a minute; CUDA devices do unless told."""
     dtype: DTypeName | None = None
     """Number format of weights and arithmetic; the checkpoint's where the device is good at it."""
     device: str | None = None
@@ -204,8 +206,8 @@ class Recipe:
     """Decides order, packs, random weights and stochastic depth."""
     deterministic: bool = False
     """Only kernels that give the same bits each time."""
-    workers: int = 2
-    """Processes that decode and encode samples; 0 does it between the steps."""
+    workers: int = 4
+    """Processes per GPU that decode and encode samples; 0 does it between the steps."""
     skip_bad_samples: int = 0
     """So many unreadable samples are left out and written down before the run stops."""
     save_every: int = 200

@@ -103,7 +103,8 @@ def _conversation(record: Mapping[str, Any], reading: Reading) -> tuple[Message,
         if question in record and answer in record:
             return _from_pair(record, question, answer, reading)
     known = "; ".join(FORMS)
-    raise ValueError(f"unknown form with the keys {', '.join(map(repr, record))}; known: {known}")
+    keys = ", ".join(map(repr, record)) or "none"
+    raise ValueError(f"unknown form with the keys {keys}; known: {known}")
 
 
 def _from_messages(record: Mapping[str, Any], reading: Reading) -> tuple[Message, ...]:
@@ -112,10 +113,38 @@ def _from_messages(record: Mapping[str, Any], reading: Reading) -> tuple[Message
         raise ValueError("'messages' is not a list of messages")
     contents = [m.get("content") if isinstance(m, Mapping) else None for m in messages]
     if any(isinstance(content, list) for content in contents):
-        found = from_openai(messages)
+        found = from_openai(_placed(record, messages, reading))
         return tuple(_with_parts(m, [_rebased(p, reading) for p in m.content]) for m in found)
     turns = [_turn(message, index) for index, message in enumerate(messages)]
     return _attached(_listed(record, turns, reading), reading)
+
+
+def _placed(record: Mapping[str, Any], messages: list[Any], reading: Reading) -> list[Any]:
+    """OpenAI messages of such whose parts {"type": "image"} stand for what is listed beside."""
+    waiting = {
+        "image": deque(_source(item) for item in _items(record, "image", "images")),
+        "video": deque(_source(item) for item in _items(record, "video", "videos")),
+    }
+
+    def placed(part: Any) -> Any:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in waiting:
+            return part
+        if part.get(kind) is None and not waiting[kind]:
+            raise ValueError(f"more parts of type {kind!r} than the record lists")
+        source = waiting[kind].popleft() if part.get(kind) is None else _source(part[kind])
+        frames = {"num_frames": reading.num_frames} if kind == "video" else {}
+        return {"type": f"{kind}_url", f"{kind}_url": {"url": source} | frames}
+
+    changed = [
+        {**message, "content": [placed(part) for part in message["content"]]}
+        if isinstance(message, Mapping) and isinstance(message.get("content"), list)
+        else message
+        for message in messages
+    ]
+    if left := sum(map(len, waiting.values())):
+        raise ValueError(f"{left} of the listed pictures and videos are placed by no part")
+    return changed
 
 
 def _from_texts(record: Mapping[str, Any], reading: Reading) -> tuple[Message, ...]:

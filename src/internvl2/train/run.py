@@ -3,26 +3,29 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from internvl2 import device as devices
-from internvl2.train.checkpointer import Checkpointer, Progress
+from internvl2.model.internvl import InternVL
+from internvl2.train.checkpointer import Checkpointer, Progress, StoredTensor
 from internvl2.train.loader import Position, Step
 from internvl2.train.log import StepRecord
 from internvl2.train.measure import Meter
 from internvl2.train.mixture import training_loader, validation_loader
 from internvl2.train.optimization import Optimization
 from internvl2.train.parallel import World
-from internvl2.train.preparation import prepare, training
+from internvl2.train.preparation import compiles, prepare, training
 from internvl2.train.recipe import Recipe
 from internvl2.train.schedule import rate_factor
-from internvl2.train.step_loss import pack_loss
+from internvl2.train.sharding import gather, is_divided, release, require_room
 from internvl2.train.transfer import arriving
 
 logger = logging.getLogger(__name__)
@@ -31,21 +34,24 @@ logger = logging.getLogger(__name__)
 class Run:
     """A model in training, from its last checkpoint on."""
 
-    def __init__(self, recipe: Recipe, world: World, checkpoints: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, world: World, checkpoints: Path, records: Sequence[Any] = ()
+    ) -> None:
         self.recipe, self.world = recipe, world
         torch.use_deterministic_algorithms(recipe.deterministic)
-        loaded = prepare(recipe, world.device)
-        self.model, self.processor = loaded.model, loaded.processor
-        compiled = recipe.compile and world.device.type == "cuda"
+        prepared = prepare(recipe, world)
+        self.model, self.processor = prepared.model, prepared.processor
+        self._loss = prepared.loss
+        compiled = compiles(recipe, world.device)
         self._optimization = Optimization(self.model, recipe, compiled=compiled)
-        self._meter = Meter(loaded.config, recipe.freeze, world)
+        self._meter = Meter(prepared.config, recipe.freeze, world)
         self.checkpointer = Checkpointer(checkpoints, world, recipe.keep)
         self.progress = self._restored()
         self.saved_step = self.progress.step
         """The step of the last checkpoint."""
         state = self.progress.position
         position = Position.of(state) if state else None
-        self._loader = training_loader(recipe, self.processor, world, position)
+        self._loader = training_loader(recipe, self.processor, world, position, records)
         limit = recipe.schedule.max_steps
         self.total = self._loader.count_steps() if limit is None else limit
         """Steps of the whole run; an estimate where the data decide it."""
@@ -81,41 +87,67 @@ class Run:
 
     def save(self) -> None:
         """Starts to write a checkpoint of everything."""
-        weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        self.checkpointer.save(self.progress, weights | self._optimization.tensors())
+        self.checkpointer.save(self.progress, self._weights() | self._optimization.tensors())
         self.saved_step = self.progress.step
 
     def validation_loss(self) -> float:
         """Mean loss of the learned tokens of the validation data."""
         self.model.eval()
-        loader = validation_loader(self.recipe, self.processor, self.world)
         loss, weight = 0.0, 0.0
-        with torch.no_grad():
+        validation = validation_loader(self.recipe, self.processor, self.world)
+        with torch.no_grad(), closing(validation) as loader:
             for packs in loader:
                 for batch in arriving(packs.batches, self.world.device):
-                    if batch.num_tokens:
-                        loss += float(pack_loss(self.model, batch, 1.0))
+                    if batch.num_tokens or is_divided(self._loss):
+                        loss += float(self._loss(batch, 1.0))
                     weight += batch.weight_sum
-        loader.close()
+        release(self._loss)
         loss, weight = self.world.sum([loss, weight])
         if weight == 0:
             raise ValueError("the validation data has no token to learn")
         return loss / weight
 
+    def whole_weights(self) -> dict[str, Tensor]:
+        """All parameters by name, in the first process; every process must ask."""
+        return gather(self.model, "cpu", keep=self.world.is_first)
+
+    def whole_model(self) -> InternVL | None:
+        """A model that can answer, in the first process; every process must ask."""
+        if not is_divided(self._loss):
+            return self.model if self.world.is_first else None
+        self.require_room_for_answers()
+        weights = gather(self.model, self.world.device, keep=self.world.is_first)
+        if not self.world.is_first:
+            return None
+        with torch.device("meta"):
+            model = InternVL(self.model.config)
+        model.load_state_dict(weights, strict=True, assign=True)
+        return model.eval()
+
+    def require_room_for_answers(self) -> None:
+        """Raises where the first process cannot hold the whole of a divided model."""
+        if is_divided(self._loss):
+            require_room(self.model, self.world)
+
     def _restored(self) -> Progress:
         """How far the run had come; weights and optimizer as they were then."""
-        saved = self.checkpointer.load()
-        if saved is None:
+        progress = self.checkpointer.load(self._places_for)
+        if progress is None:
             return Progress(0, {})
-        weights = {
-            name.removeprefix("model."): tensor
-            for name, tensor in saved.tensors.items()
-            if name.startswith("model.")
-        }
-        self.model.load_state_dict(weights, strict=True)
-        self._optimization.restore(saved.tensors)
-        logger.info("going on after step %d", saved.progress.step)
-        return saved.progress
+        logger.info("going on after step %d", progress.step)
+        return progress
+
+    def _places_for(self, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+        """Where what is stored in a checkpoint belongs."""
+        weights = self._weights()
+        shapes = {n: tensor.shape for n, tensor in stored.items() if n.startswith("model.")}
+        if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+            raise ValueError(f"the checkpoints in {self.checkpointer.folder} are of another model")
+        return weights | self._optimization.allocate(stored)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The model's parameters by their names in a checkpoint."""
+        return {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
 
     def _step(self, packs: Step, started: float, waited: float) -> StepRecord:
         """One change of the weights; the loss is a mean over the packs of all processes."""
@@ -126,15 +158,17 @@ class Run:
         if weight == 0:
             raise ValueError(f"step {step + 1} has no token to learn: {_places(packs)}")
         try:
-            loss = self.world.sum([float(self._backward(packs, weight))])[0]
-            if not math.isfinite(loss):
-                raise ValueError(self._not_finite(loss, packs))
+            share = self._backward(packs, weight)
             self._seed(step, 0)
             factor = rate_factor(self.recipe.schedule, step, self.total)
             fed = ("vision", "projector", "decoder") if tiles else ("decoder",)
             moved = self._optimization.step(self.world, factor, fed)
+            # Read now, for a device that is asked before its work is queued stands idle.
+            loss = self.world.sum([float(share)])[0]
         except torch.OutOfMemoryError as error:
             raise MemoryError(self._out_of_memory(error)) from error
+        if not math.isfinite(loss):
+            raise ValueError(self._not_finite(loss, packs))
         devices.synchronize(self.world.device)
         seconds = time.perf_counter() - started
         return self._meter.record(step + 1, loss, moved, packs, seconds, waited)
@@ -143,9 +177,9 @@ class Run:
         """Gradients of this process's packs; gives their share of the step's loss."""
         loss = torch.zeros((), device=self.world.device)
         for number, batch in enumerate(arriving(packs.batches, self.world.device)):
-            if batch.num_tokens:
+            if batch.num_tokens or is_divided(self._loss):
                 self._seed(self.progress.step, 1 + number * self.world.size + self.world.rank)
-                share = pack_loss(self.model, batch, 1 / weight)
+                share = self._loss(batch, 1 / weight)
                 share.backward()
                 loss += share.detach()
         return loss

@@ -3,16 +3,31 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
-from internvl2.checkpoint.store import save
-from internvl2.model.internvl import InternVL
+from torch import Tensor
+
+from internvl2.checkpoint.store import save_weights
 from internvl2.processing.processor import Processor
 from internvl2.train.recipe import Recipe
 
-FIXED = ("model", "data", "packing", "packs_per_step", "max_tiles", "seed", "from_scratch")
-"""What decides weights at the start and the order of samples; a resumed run must not change it."""
+FIXED = (
+    ("model",),
+    ("data",),
+    ("packing",),
+    ("packs_per_step",),
+    ("max_tiles",),
+    ("seed",),
+    ("from_scratch",),
+    ("optimizer", "name"),
+    ("optimizer", "moments"),
+)
+"""What decides weights at the start, the order of samples and the kind of the optimizer's state; a
+resumed run must not change it."""
 
 
 class RunFolder:
@@ -43,32 +58,36 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.recipe.write(written)
 
-    def save_best(self, model: InternVL, processor: Processor) -> None:
-        """Puts the model in the place of the best one."""
+    def save_best(self, weights: Mapping[str, Tensor], processor: Processor) -> None:
+        """Puts a model in the place of the best one."""
         with tempfile.TemporaryDirectory(prefix=".best.", dir=self.path) as scratch:
             fresh = Path(scratch) / "best"
-            save(model, processor, fresh, self.recipe.layout)
+            self._save(weights, processor, fresh)
             if self.best.exists():
                 self.best.rename(Path(scratch) / "old")
             fresh.rename(self.best)
 
-    def finish(self, model: InternVL, processor: Processor) -> None:
+    def finish(self, weights: Mapping[str, Tensor], processor: Processor) -> None:
         """Puts the trained model into the folder; config.json, which makes it a model, last."""
         partial = self.path / ".model"
         shutil.rmtree(partial, ignore_errors=True)
-        save(model, processor, partial, self.recipe.layout)
+        self._save(weights, processor, partial)
         files = sorted(partial.iterdir(), key=lambda file: file.name == "config.json")
         for file in files:
             file.rename(self.path / file.name)
         partial.rmdir()
 
+    def _save(self, weights: Mapping[str, Tensor], processor: Processor, folder: Path) -> None:
+        save_weights(weights, processor.config, processor, folder, self.recipe.layout)
+
     def _check(self, begun: Recipe) -> None:
         ours, theirs = json.loads(_text(self.recipe)), json.loads(_text(begun))
-        for name in FIXED:
-            if ours[name] != theirs[name]:
+        for path in FIXED:
+            now, before = reduce(getitem, path, ours), reduce(getitem, path, theirs)
+            if now != before:
                 raise ValueError(
-                    f"the run in {self.path} was begun with {name} = {theirs[name]}, "
-                    f"now it is {ours[name]}; give another --output, or delete the folder"
+                    f"the run in {self.path} was begun with {'.'.join(path)} = {before}, "
+                    f"now it is {now}; give another --output, or delete the folder"
                 )
 
 

@@ -1,17 +1,29 @@
 """The loss of one pack: tiles and tokens through the model, labelled rows through the head."""
 
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from internvl2.model.internvl import InternVL
 from internvl2.train.loss import chunked_cross_entropy
 from internvl2.train.packing import TrainBatch
 
 
+class PackLoss(nn.Module):
+    """`pack_loss` as a module: the whole that is divided over processes."""
+
+    def __init__(self, model: InternVL) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: TrainBatch, scale: float) -> Tensor:
+        """The loss of a pack."""
+        return pack_loss(self.model, batch, scale)
+
+
 def pack_loss(model: InternVL, batch: TrainBatch, scale: float) -> Tensor:
     """Sum of the weighted losses of a pack's learned tokens, `scale` times."""
     visual = None
-    if batch.num_tiles:
+    if len(batch.tiles):  # black ones alone where another process has pictures
         encoded = model.encode_tiles(batch.tiles)[: batch.num_tiles]
         visual = rearrange(encoded, "tiles visual dim -> (tiles visual) dim")
     embedded = model.embed(batch.tokens, visual, batch.visual_rows)

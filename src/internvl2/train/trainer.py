@@ -2,12 +2,12 @@
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from internvl2.model.internvl import InternVL
 from internvl2.processing.processor import Processor
@@ -36,8 +36,12 @@ class Ending:
 class Trainer:
     """One run of a recipe, from its start or its last checkpoint to its end."""
 
-    def __init__(self, recipe: Recipe, validate: Validate | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, validate: Validate | None = None, records: Iterable[Any] = ()
+    ) -> None:
         self.recipe, self.validate = recipe, validate
+        self.records = tuple(records)
+        """Samples of a program, which join the recipe's data."""
         require_trackers(recipe)
         self.world = World.join(recipe.device)
         self.folder = RunFolder(Path(recipe.output), recipe)
@@ -50,13 +54,15 @@ class Trainer:
             if self.world.is_first:
                 self.folder.open()
             self.world.wait()
-            with Run(self.recipe, self.world, self.folder.checkpoints) as run:
+            with Run(self.recipe, self.world, self.folder.checkpoints, self.records) as run:
                 return self._train(run)
         finally:
             signal.signal(signal.SIGTERM, before)
             self.world.leave()
 
     def _train(self, run: Run) -> Ending:
+        if self.validate is not None:
+            run.require_room_for_answers()
         with self._open_log(run) as log:
             for record in run.steps():
                 if self._after_step(run, log, record):
@@ -91,21 +97,26 @@ class Trainer:
         if run.progress.step % self.recipe.validation.every:
             self._validate(run, log)
         run.checkpointer.finish()
+        weights = run.whole_weights()
         if self.world.is_first:
-            self.folder.finish(run.model, run.processor)
+            self.folder.finish(weights, run.processor)
         self.world.wait()
 
     def _validate(self, run: Run, log: RunLog | None) -> None:
         scores = {"loss": run.validation_loss()} if self.recipe.validation.data else {}
-        if self.validate is not None and self.world.is_first:
-            scores |= self.validate(run.model, run.processor, run.progress.step)
+        if self.validate is not None:
+            model = run.whole_model()
+            if model is not None:
+                scores |= self.validate(model, run.processor, run.progress.step)
+            del model
         if log is not None and scores:
             log.validation(ValidationRecord(run.progress.step, scores))
         best = run.progress.best_loss
         if "loss" in scores and (best is None or scores["loss"] < best):
             run.progress = replace(run.progress, best_loss=scores["loss"])
+            weights = run.whole_weights()
             if self.world.is_first:
-                self.folder.save_best(run.model, run.processor)
+                self.folder.save_best(weights, run.processor)
         self.world.wait()
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:

@@ -1,0 +1,57 @@
+"""Random weights are those that the modules would begin with, whoever draws them."""
+
+import torch
+from torch import nn
+
+from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
+from internvl2.model.internvl import InternVL
+from internvl2.train.preparation import random_weights
+
+CONFIG = InternVLConfig(
+    vision=VisionConfig(128, 2, 4, 256, image_size=28, qkv_bias=True, qk_norm=True),
+    decoder=DecoderConfig("qwen2", 64, 128, 2, 4, 2, 32, 256, 512, RotaryConfig(1e4)),
+    template="internvl2_5",
+    tile_size=28,
+)
+CPU = torch.device("cpu")
+
+
+def drawn(seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        model = InternVL(CONFIG)
+    return dict(random_weights(model, seed, CPU, dtype))
+
+
+def test_every_parameter_is_drawn_once_in_its_shape():
+    expected = InternVL(CONFIG).state_dict()
+    assert {n: t.shape for n, t in drawn().items()} == {n: t.shape for n, t in expected.items()}
+
+
+def test_norms_and_layer_scales_begin_as_the_modules_make_them():
+    weights, model = drawn(), InternVL(CONFIG)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
+            continue
+        for own, parameter in module.named_parameters(prefix=name, recurse=False):
+            if not own.endswith(("class_embedding", "position_embedding")):
+                assert torch.equal(weights[own], parameter), own
+
+
+def test_biases_are_0_and_matrices_and_embeddings_have_the_deviation_of_the_recipes():
+    for name, tensor in drawn().items():
+        if name.endswith("bias"):
+            assert not tensor.any(), name
+        elif tensor.ndim > 1 or "class" in name:
+            assert 0.015 < float(tensor.std()) < 0.025, name
+
+
+def test_the_seed_decides_them_and_nothing_else_does():
+    one = drawn()
+    torch.manual_seed(7)
+    two = drawn()
+    assert all(torch.equal(t, two[name]) for name, t in one.items())
+    assert not torch.equal(drawn(seed=1)["decoder.head.weight"], one["decoder.head.weight"])
+
+
+def test_they_are_drawn_in_the_type_of_the_model():
+    assert {t.dtype for t in drawn(dtype=torch.bfloat16).values()} == {torch.bfloat16}
