@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from internvl2.train.recipe import DataSource, Recipe
+from internvl2.train.recipe import DataSource, Recipe, Synthetic
 
 if TYPE_CHECKING:
     from internvl2.eval.evaluate import Validation
@@ -100,7 +100,7 @@ def parse_train(arguments: Sequence[str]) -> TrainRecipe:
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:
-    """Lets a data set be given as its path."""
+    """Lets a data set be given as its path, and drawn samples as names of tasks."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
@@ -117,4 +117,22 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
             str_from_instance=lambda value: [value.path],
         )
 
+    @registry.primitive_rule
+    def drawn(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec[Synthetic] | None:
+        if info.type is not Synthetic:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="all|TASK,TASK",
+            instance_from_str=lambda texts: Synthetic(_tasks(texts[0])),
+            is_instance=lambda value: isinstance(value, Synthetic),
+            str_from_instance=lambda value: [",".join(value.tasks) or "all"],
+        )
+
     return registry
+
+
+def _tasks(text: str) -> tuple[str, ...]:
+    return () if text == "all" else tuple(text.split(","))

@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "SourceOptions",
     "from_records",
+    "indexed",
     "join",
     "open_source",
 ]
@@ -213,8 +214,16 @@ def from_records(
 ) -> Source:
     """A source of what a program gives: records of any known form, or conversations."""
     options = options or SourceOptions()
-    known = records if isinstance(records, Sequence) else tuple(records)
-    return DataSet(RecordList(known, name), options.reading(Path()), options)
+    return DataSet(RecordList(indexed(records), name), options.reading(Path()), options)
+
+
+def indexed(records: Iterable[Any]) -> Sequence[Any]:
+    """What can be asked for one record after the other, as it is; anything else as a tuple.
+
+    So a sequence that makes its records when they are asked for is never gone through.
+    """
+    can_be_asked = hasattr(records, "__getitem__") and hasattr(records, "__len__")
+    return records if can_be_asked else tuple(records)  # pyright: ignore[reportReturnType]
 
 
 def join(sources: Sequence[Source]) -> Source:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from internvl2.processing.processor import Processor
+from internvl2.synthetic.words import Split
 from internvl2.train.dataset import Dataset
+from internvl2.train.drawn import DrawnSource, task_weights
 from internvl2.train.formats import Source, SourceOptions, from_records, join, open_source
 from internvl2.train.loader import Loader, LoaderOptions, Position
 from internvl2.train.packing import Costs, Limits
 from internvl2.train.parallel import World
-from internvl2.train.recipe import DataSource, Recipe
+from internvl2.train.recipe import DataSource, Recipe, Synthetic
 
 
 def training_loader(
@@ -35,11 +37,15 @@ def training_loader(
     )
     template = processor.template.name
     sources = [_open(source, template) for source in recipe.data]
+    sources += [_drawn(drawn, "train") for drawn in recipe.synthetic]
     own = from_records(records, SourceOptions(template=template))
     if len(own):
         sources.append(own)
     if not sources:
-        raise ValueError("the recipe names no data; give --data FILE or [[data]] tables")
+        raise ValueError(
+            "the recipe names no data; give --data FILE, --synthetic TASKS, or [[data]] or "
+            "[[synthetic]] tables"
+        )
     dataset = _dataset(recipe, sources, processor, shuffle=True)
     return Loader(dataset, Costs.of(processor.config), options, position)
 
@@ -55,6 +61,7 @@ def validation_loader(recipe: Recipe, processor: Processor, world: World) -> Loa
     )
     plain = [replace(source, augment=False) for source in recipe.validation.data]
     sources = [_open(source, processor.template.name) for source in plain]
+    sources += [_drawn(drawn, "test") for drawn in recipe.validation.synthetic]
     dataset = _dataset(recipe, sources, processor, shuffle=False)
     return Loader(dataset, Costs.of(processor.config), options)
 
@@ -69,6 +76,18 @@ def _open(source: DataSource, template: str) -> Source:
         template=template,
     )
     return open_source(source.path, options)
+
+
+def _drawn(drawn: Synthetic, split: Split) -> Source:
+    return DrawnSource(
+        samples=drawn.samples,
+        weights=task_weights(drawn.tasks, drawn.weights),
+        difficulty=drawn.difficulty,
+        split=split,
+        first=drawn.first,
+        max_tiles=drawn.max_tiles,
+        augment=drawn.augment and split == "train",
+    )
 
 
 def _dataset(

@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 from internvl2.config import DTypeName
 
+MOST_VALIDATED = 1_000_000
+"""All samples of a validation are looked at each time."""
+
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
@@ -36,6 +39,38 @@ class DataSource:
         _require(self.repeat > 0, "data.repeat", self.repeat, "above 0")
         _require_from(1, "data.max_tiles", self.max_tiles)
         _require_from(1, "data.num_frames", self.num_frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Synthetic:
+    """Samples that the package draws while training; see docs/synthetic.md."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of tasks (reading, documents, charts ...); all of them unless given."""
+    weights: tuple[float, ...] = ()
+    """How often each task is drawn, relative to the others; the generator's own unless given."""
+    samples: int = 1_000_000_000
+    """How many an epoch sees; drawn when they are needed, so that a billion cost nothing."""
+    difficulty: tuple[float, float] = (0.0, 1.0)
+    """Least and most; each sample has one between them."""
+    first: int = 0
+    """Number of the first sample; another one gives other samples."""
+    max_tiles: int | None = None
+    """Tile budget of a sample, shared by its pictures; the recipe's `max_tiles` unless given."""
+    augment: bool = False
+    """Show every tile as a JPEG of random quality."""
+
+    def __post_init__(self) -> None:
+        counts = (0, len(self.tasks)) if self.tasks else (0,)
+        most = f"as many as the {len(self.tasks)} tasks" if self.tasks else "given with tasks"
+        _require(len(self.weights) in counts, "synthetic.weights", self.weights, most)
+        _require(all(w > 0 for w in self.weights), "synthetic.weights", self.weights, "above 0")
+        _require_from(1, "synthetic.samples", self.samples)
+        _require_from(0, "synthetic.first", self.first)
+        _require_from(1, "synthetic.max_tiles", self.max_tiles)
+        bounds = (0, *self.difficulty, 1)
+        rising = len(self.difficulty) == 2 and list(bounds) == sorted(bounds)
+        _require(rising, "synthetic.difficulty", self.difficulty, "two rising numbers, 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +194,9 @@ class Validation:
 
     data: tuple[DataSource, ...] = ()
     """Sets whose loss is measured."""
+    synthetic: tuple[Synthetic, ...] = ()
+    """Drawn samples whose loss is measured, of words and faces that training never has; give
+    `samples`."""
     questions: str | None = None
     """A file as for `internvl2 eval`, whose questions the model answers."""
     metrics: tuple[str, ...] = ("exact_match",)
@@ -168,6 +206,9 @@ class Validation:
 
     def __post_init__(self) -> None:
         _require_from(1, "validation.every", self.every)
+        for drawn in self.synthetic:
+            few = drawn.samples <= MOST_VALIDATED
+            _require(few, "validation.synthetic.samples", drawn.samples, f"<= {MOST_VALIDATED}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +221,8 @@ class Recipe:
     """Folder of the run: metrics, checkpoints, and in the end the trained model."""
     data: tuple[DataSource, ...] = ()
     """The mixture to train on."""
+    synthetic: tuple[Synthetic, ...] = ()
+    """Drawn samples that join it."""
     freeze: Freeze = field(default_factory=Freeze)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)

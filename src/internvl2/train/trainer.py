@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from internvl2.model.internvl import InternVL
 from internvl2.processing.processor import Processor
+from internvl2.train.formats import indexed
 from internvl2.train.log import RunLog, StepRecord, ValidationRecord
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Recipe
@@ -40,7 +41,7 @@ class Trainer:
         self, recipe: Recipe, validate: Validate | None = None, records: Iterable[Any] = ()
     ) -> None:
         self.recipe, self.validate = recipe, validate
-        self.records = tuple(records)
+        self.records = indexed(records)
         """Samples of a program, which join the recipe's data."""
         require_trackers(recipe)
         self.world = World.join(recipe.device)
@@ -103,7 +104,8 @@ class Trainer:
         self.world.wait()
 
     def _validate(self, run: Run, log: RunLog | None) -> None:
-        scores = {"loss": run.validation_loss()} if self.recipe.validation.data else {}
+        measured = self.recipe.validation.data or self.recipe.validation.synthetic
+        scores = {"loss": run.validation_loss()} if measured else {}
         if self.validate is not None:
             model = run.whole_model()
             if model is not None:
