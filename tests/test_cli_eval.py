@@ -19,6 +19,7 @@ from internvl2.cli.evaluate import MetricName
 from internvl2.engine.engine import Engine
 from internvl2.engine.sequence import SamplingParams
 from internvl2.eval.metrics import METRICS
+from internvl2.eval.suites import SUITES
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "tests/data/official/A_internlm2/checkpoint"
@@ -198,3 +199,36 @@ def test_a_run_that_was_killed_keeps_its_answers(tmp_path: Path, evaluate: Evalu
     whole = [json.loads(line) for line in kept if line.endswith(b"\n")]
     assert len(texts) == 60
     assert all(texts[line["line"]] == line["text"] for line in whole)
+
+
+def test_a_suite_has_a_row_for_each_part_with_its_own_metrics(evaluate: Evaluate, tmp_path: Path):
+    suite = ("--suite", "nano", "--count", 1, "--max-tiles", 1)
+    done = evaluate(*suite, *USUAL, "--json", "--out", tmp_path / "out")
+    report = json.loads(done.out)
+    scores = {row["name"]: list(row["scores"]) for row in report["categories"]}
+    assert report["answered"] == len(scores) == len(SUITES["nano"])
+    assert scores == {part.name: list(part.metrics) for part in SUITES["nano"]}
+    assert report["settings"]["data"] == "nano, 1 of each part, difficulty 1"
+    before = lines_of(tmp_path / "out")
+    assert evaluate(*suite, *USUAL, "--json", "--out", tmp_path / "out") == done
+    assert lines_of(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ((), "neither a file nor a suite of questions; give DATA.jsonl or --suite nano"),
+        (("q.jsonl", "--suite", "nano"), "a file and a suite of questions"),
+        (("--suite", "giga"), "unknown suite 'giga'; known: nano"),
+        (("--suite", "nano", "--metric", "iou"), "--metric is for files of questions"),
+        (("--suite", "nano", "--limit", 2), "--limit is for files of questions"),
+        (("--suite", "nano", "--difficulty", 2), "--difficulty is 2"),
+        (("q.jsonl", "--count", 5), "--count is for suites of questions"),
+    ],
+)
+def test_a_suite_is_asked_for_in_one_way(
+    evaluate: Evaluate, options: tuple[object, ...], reason: str
+):
+    done = evaluate(*options, *USUAL)
+    assert (done.code, done.out) == (2, "")
+    assert reason in done.err

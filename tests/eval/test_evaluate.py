@@ -220,7 +220,7 @@ def test_finished_results_are_in_order_and_scored(tmp_path: Path):
     with Results(tmp_path, SETTINGS) as results:
         results.add(questions[1], Given("b", "stop"))
         results.add(questions[0], Given("x", "stop"))
-        results.finish(questions, ANY, {"scores": {}})
+        results.finish(questions, lambda question: ANY, {"scores": {}})
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [(line["text"], line["scores"]["exact_match"]) for line in lines] == [("x", 0), ("b", 1)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -237,3 +237,18 @@ def test_right_answers_that_a_metric_cannot_use_are_refused():
     with pytest.raises(ValueError, match="'cat' has no box"):
         metrics.check_targets("iou", ["cat"])
     metrics.check_targets("anls", ["cat"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("a b\nc", 1.0),
+        ("a  b \n c\n", 1.0),
+        ("c", 0.5),
+        ("A b\nc", 0.5),
+        ("c\na b", 0.5),
+        ("", 0.0),
+    ],
+)
+def test_lines_count_where_all_of_them_is_right_and_in_order(answer: str, score: float):
+    assert METRICS["lines_exact"](answer, ["a b\nc"]) == score

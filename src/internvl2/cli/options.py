@@ -151,7 +151,7 @@ class SamplingOptions:
         )
 
 
-def require_within(name: str, value: int | None, lowest: int, highest: int | None = None) -> None:
+def require_within(name: str, value: float | None, lowest: int, highest: int | None = None) -> None:
     """Refuses a number outside the bounds; None is a number that was not given."""
     if value is not None and value < lowest:
         raise ValueError(f"{name} is {value}; it must be at least {lowest}")

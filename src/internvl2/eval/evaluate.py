@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from internvl2.engine.batch import Answered
 from internvl2.engine.engine import Engine, EngineOptions
 from internvl2.engine.sequence import SamplingParams
-from internvl2.eval.questions import Question, score_answer
+from internvl2.eval.questions import Asked, score_answer
 from internvl2.eval.results import Given
+from internvl2.eval.suites import Drawn
 from internvl2.model.internvl import InternVL
 from internvl2.processing.processor import EncodeOptions, Processor
 
@@ -45,7 +46,7 @@ class Row:
 
 
 def ask(
-    engine: Engine, questions: Sequence[Question], asking: Asking | None = None
+    engine: Engine, questions: Sequence[Asked], asking: Asking | None = None
 ) -> Iterator[Answered]:
     """How each question ends, in the order in which they end; `index` is its place."""
     asking = asking or Asking()
@@ -54,7 +55,7 @@ def ask(
 
 
 def summarise(
-    questions: Sequence[Question], given: Mapping[str, Given], metrics: Sequence[str]
+    questions: Sequence[Asked], given: Mapping[str, Given], metrics: Sequence[str]
 ) -> list[Row]:
     """A row per category, where there are any, and one for all, the last."""
     categories = dict.fromkeys(one.category for one in questions)
@@ -66,10 +67,19 @@ def summarise(
     return [*rows, _row("all", questions, given, metrics)]
 
 
+def summarise_parts(questions: Sequence[Drawn], given: Mapping[str, Given]) -> list[Row]:
+    """A row per part of a suite, by its own metrics, and one without scores for all, the last."""
+    rows = [
+        _row(part.name, [one for one in questions if one.part == part], given, part.metrics)
+        for part in dict.fromkeys(one.part for one in questions)
+    ]
+    return [*rows, _row("all", questions, given, ())]
+
+
 def score(
     model: Engine | InternVL,
     processor: Processor,
-    questions: Sequence[Question],
+    questions: Sequence[Asked],
     metrics: Sequence[str],
     asking: Asking | None = None,
 ) -> dict[str, float]:
@@ -93,7 +103,7 @@ def score(
 class Validation:
     """`score` with its questions, as a trainer calls it."""
 
-    questions: Sequence[Question]
+    questions: Sequence[Asked]
     metrics: Sequence[str]
     asking: Asking = field(default_factory=Asking)
 
@@ -119,7 +129,7 @@ def _engine(model: Engine | InternVL, processor: Processor) -> Iterator[Engine]:
 
 def _row(
     name: str,
-    questions: Sequence[Question],
+    questions: Sequence[Asked],
     given: Mapping[str, Given],
     metrics: Sequence[str],
 ) -> Row:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from types import MappingProxyType
 
-from rapidfuzz.distance import Levenshtein
+from rapidfuzz.distance import LCSseq, Levenshtein
 
 from internvl2.eval.vqa_words import normalise
 from internvl2.processing.grounding import SCALE, Box, find_boxes
@@ -95,6 +95,12 @@ def character_similarity(answer: str, targets: Sequence[str]) -> float:
     )
 
 
+def lines_exact(answer: str, targets: Sequence[str]) -> float:
+    """Share of the lines that are exactly right and in order, for transcriptions; case counts."""
+    lines = _lines(answer)
+    return max(LCSseq.normalized_similarity(lines, _lines(target)) for target in targets)
+
+
 def iou(answer: str, targets: Sequence[str]) -> float:
     """Intersection over union of boxes; of several, paired off best first, unpaired ones 0."""
     boxes = answer_boxes(answer)
@@ -120,6 +126,7 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
         "contains": contains,
         "contains_formula": contains_formula,
         "character_similarity": character_similarity,
+        "lines_exact": lines_exact,
         "iou": iou,
         "precision@0.5": precision,
     }
@@ -186,6 +193,10 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def _lines(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.strip().splitlines()]
 
 
 def _on_one_line(text: str) -> str:

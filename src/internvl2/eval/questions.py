@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from internvl2.eval.metrics import METRICS, check_targets
 from internvl2.processing.conversation import Message, Part, Picture, Text, Video
@@ -22,6 +22,45 @@ OF_EVERY_RECORD = ("id", "question_id", "questionId", "category", "answer", "ans
 OF_MESSAGES = ("messages", "model")
 OF_QUESTIONS = ("question", "image", "images", "video")
 _URL = re.compile(r"(https?|data):", re.IGNORECASE)
+
+
+class Asked(Protocol):
+    """What is asked and what would be right, wherever it comes from."""
+
+    @property
+    def line(self) -> int:
+        """Which of the questions' file or suite, from 1 on."""
+        ...
+
+    @property
+    def turn(self) -> int:
+        """Which answer of the conversation, from 1 on."""
+        ...
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation up to the question."""
+        ...
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Any of them is right."""
+        ...
+
+    @property
+    def category(self) -> str | None:
+        """Part whose scores are reported by themselves."""
+        ...
+
+    @property
+    def id(self) -> Id:
+        """What its source calls it."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """What its answer is kept under."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +122,7 @@ def read_questions(
     return tuple(questions)
 
 
-def score_answer(question: Question, text: str, metrics: Sequence[str]) -> dict[str, float]:
+def score_answer(question: Asked, text: str, metrics: Sequence[str]) -> dict[str, float]:
     """The scores of one answer."""
     return {name: METRICS[name](text, question.answers) for name in metrics}
 

@@ -6,14 +6,14 @@ the lines are put in order, with their scores. Answers of other settings are nev
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any
 
 from internvl2 import __version__
-from internvl2.eval.questions import Question, score_answer
+from internvl2.eval.questions import Asked, score_answer
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pdparams")
 
@@ -62,18 +62,24 @@ class Results:
         """By the question's key."""
         self._file: IO[str] = self._path.open("a", encoding="utf-8")
 
-    def add(self, question: Question, given: Given) -> None:
+    def add(self, question: Asked, given: Given) -> None:
         """Writes an answer down at once."""
         self.given[question.key] = given
         self._file.write(_line(question, given, {}))
         self._file.flush()
 
     def finish(
-        self, questions: Sequence[Question], metrics: Sequence[str], report: Mapping[str, Any]
+        self,
+        questions: Sequence[Asked],
+        metrics_of: Callable[[Asked], Sequence[str]],
+        report: Mapping[str, Any],
     ) -> None:
         """Puts the lines in the order of the questions, with scores, and writes the report."""
         pairs = [(one, self.given[one.key]) for one in questions if one.key in self.given]
-        lines = [_line(one, given, score_answer(one, given.text, metrics)) for one, given in pairs]
+        lines = [
+            _line(one, given, score_answer(one, given.text, metrics_of(one)))
+            for one, given in pairs
+        ]
         _replace(self._path, "".join(lines))
         _replace(self._directory / "report.json", _pretty(report))
 
@@ -152,7 +158,7 @@ def _read(path: Path) -> dict[str, Given]:
     return given
 
 
-def _line(question: Question, given: Given, scores: Mapping[str, float]) -> str:
+def _line(question: Asked, given: Given, scores: Mapping[str, float]) -> str:
     record: dict[str, object] = {"line": question.line, "turn": question.turn}
     record |= {} if question.id is None else {"id": question.id}
     record |= {} if question.category is None else {"category": question.category}

@@ -11,6 +11,8 @@ class Turn:
 
     question: str
     answer: str
+    kind: str = ""
+    """What is asked for, where a task asks for several things: "read", "value", "direction" ..."""
 
 
 @dataclass(frozen=True)

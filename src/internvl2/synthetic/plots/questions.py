@@ -1,7 +1,8 @@
 """Questions on a chart, asked only where the picture settles the answer."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.plots.chart import KINDS, Chart
@@ -53,9 +54,11 @@ def ask(draw: Draw, chart: Chart, difficulty: float) -> tuple[Turn, ...]:
         turns.append(_describe(asking))
     kinds = (*_ASKS, *_HARD_ASKS) if difficulty > 0.4 else _ASKS
     while len(turns) < wanted:
-        turn = draw.choice(kinds)(asking)
+        make = draw.choice(kinds)
+        turn = make(asking)
         if turn is None:
             continue
+        turn = replace(turn, kind=_KINDS_OF_ASKS.get(make, "other"))
         if any(turn.question == other.question for other in turns):
             wanted -= 1
         else:
@@ -335,4 +338,14 @@ _ASKS: tuple[Callable[[Ask], Turn | None], ...] = (
     _value, _value, _value, _value, _value, _value, _extreme, _extreme, _extreme, _compare,
     _compare, _compare_series, _which_has, _how_many, _title, _axis_label, _kind, _colour, _trend,
 )  # fmt: skip
+_KINDS_OF_ASKS: Mapping[Callable[[Ask], Turn | None], str] = MappingProxyType(
+    {
+        _value: "value",
+        _extreme: "extreme",
+        _compare: "compare",
+        _compare_series: "compare",
+        _trend: "compare",
+        _difference: "compare",
+    }
+)
 _HARD_ASKS = (_difference, _all_values, _names)

@@ -73,9 +73,11 @@ def _sign(draw: Draw) -> Sample:
         baseline = first + round(index * writer.size * 1.2 + writer.size * 0.98)
         writer.write(canvas, x, baseline, row, ink)
     describe = Turn(
-        draw.choice(("描述这张图片。", "图里有什么？")), f"一块牌子，上面写着“{text}”。"
+        draw.choice(("描述这张图片。", "图里有什么？")),
+        f"一块牌子，上面写着“{text}”。",
+        "describe",
     )
-    read = Turn(draw.choice(READ_ALL), "\n".join(rows))
+    read = Turn(draw.choice(READ_ALL), "\n".join(rows), "read")
     return Sample("chinese", (canvas,), (describe if draw.chance(0.12) else read,))
 
 
@@ -94,7 +96,7 @@ def _lines(draw: Draw, difficulty: float) -> Sample:
         rest = room - writer.width(row)
         x = round(0.04 * shape.width) + (rest // 2 if middle else 0)
         writer.write(canvas, x, top + index * step + writer.size, row, paper.ink)
-    turns = [Turn(draw.choice(READ_ALL), "\n".join(rows))]
+    turns = [Turn(draw.choice(READ_ALL), "\n".join(rows), "read")]
     if len(rows) > 1 and draw.chance(0.3):
         index = draw.integer(0, len(rows) - 1)
         wording = draw.choice(("第{}行写了什么？", "读出第{}行。", "第{}行是什么？"))
@@ -214,7 +216,7 @@ def _receipt(draw: Draw, difficulty: float) -> Sample:
 
 def _mixed(draw: Draw, text: str, about: list[Turn]) -> tuple[Turn, ...]:
     if draw.chance(0.45):
-        return (Turn(draw.choice(READ_ALL), text),)
+        return (Turn(draw.choice(READ_ALL), text, "read"),)
     first, *others = draw.several(about, 2)
     return (first, *(other for other in others if other.question != first.question))
 

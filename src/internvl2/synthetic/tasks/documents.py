@@ -70,14 +70,15 @@ def _ask(draw: Draw, document: Document) -> tuple[Turn, ...]:
         wording = draw.choice(READ_ALL)
         if draw.chance(0.3):
             wording = draw.choice(NAMED).format(kind=document.kind)
-        turns.append(Turn(wording, text_of(document.rows)))
+        turns.append(Turn(wording, text_of(document.rows), "read"))
     if not turns or draw.chance(0.3):
         turns += _different(draw.shuffled(document.turns))[: draw.integer(1, 3)]
     article = "An" if document.kind == "invoice" else "A"
     if draw.chance(0.06):
-        turns.append(Turn(draw.choice(KIND), f"{article} {document.kind}."))
+        turns.append(Turn(draw.choice(KIND), f"{article} {document.kind}.", "describe"))
     elif draw.chance(0.04):
-        turns = [Turn(draw.choice(DESCRIBE), f"{article} {document.kind} {document.summary}.")]
+        seen = f"{article} {document.kind} {document.summary}."
+        turns = [Turn(draw.choice(DESCRIBE), seen, "describe")]
     return tuple(turns)
 
 

@@ -120,7 +120,7 @@ def _write(draw: Draw, look: _Look, lines: list[str]) -> Image.Image:
 
 
 def _ask(draw: Draw, lines: list[str]) -> tuple[Turn, ...]:
-    first = Turn(draw.choice(READ_ALL), "\n".join(lines))
+    first = Turn(draw.choice(READ_ALL), "\n".join(lines), "read")
     others = _questions(draw, lines)
     if len(lines) == 1 and draw.chance(0.9):
         return (first,)

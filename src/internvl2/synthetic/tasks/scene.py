@@ -193,7 +193,7 @@ def _photographed(draw: Draw, image: Image.Image, difficulty: float) -> Image.Im
 
 def _ask(draw: Draw, panel: _Panel) -> tuple[Turn, ...]:
     text = "\n".join(panel.rows)
-    read = Turn(draw.choice(READ_ALL), text)
+    read = Turn(draw.choice(READ_ALL), text, "read")
     colour = Turn(
         draw.choice(("What color is the sign?", "Which color has the sign?")), panel.colour
     )

@@ -80,9 +80,8 @@ def _moves(draw: Draw, difficulty: float) -> Sample:
             "Which way is the {} going?",
         )
     )
-    turns = [
-        Turn(wording.format("moving shape" if resting and moving == "shape" else moving), answer)
-    ]
+    named = "moving shape" if resting and moving == "shape" else moving
+    turns = [Turn(wording.format(named), answer, "direction")]
     if draw.chance(0.35):
         turns.append(Turn("What moves in the video?", form.name))
     if draw.split == "train" and draw.chance(0.1):
