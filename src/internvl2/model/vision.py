@@ -24,8 +24,10 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         positions = 1 + config.patches_per_side**2
-        self.class_embedding = nn.Parameter(0.02 * torch.randn(config.hidden_size))
-        self.position_embedding = nn.Parameter(0.02 * torch.randn(positions, config.hidden_size))
+        # In place, for on the meta device torch.randn imports its compiler, which takes a second.
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size).normal_(0, 0.02))
+        places = torch.empty(positions, config.hidden_size)
+        self.position_embedding = nn.Parameter(places.normal_(0, 0.02))
         patch = config.patch_size
         self.patch_embedding = nn.Conv2d(3, config.hidden_size, patch, stride=patch)
         rates = torch.linspace(0, config.drop_path_rate, config.num_layers, device="cpu").tolist()
