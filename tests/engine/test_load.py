@@ -1,5 +1,9 @@
 """An engine from a directory: in ten lines it answers, and what cannot fit fails early."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +15,7 @@ from internvl2.engine.memory import NotEnoughMemory
 from internvl2.engine.sequence import SamplingParams
 from internvl2.processing.conversation import Message, Picture
 
+SOURCE = Path(__file__).parents[2] / "src"
 SHORT = SamplingParams(max_tokens=12)
 
 
@@ -67,3 +72,15 @@ def test_half_formats_answer_on_a_cpu_too(directory, dtype):
         params = SamplingParams(max_tokens=6, ignore_eos=True)
         answer = engine.answer([Message.user(Picture(picture(0)), "What?")], params)
     assert len(answer.token_ids) == 6
+
+
+def test_loading_does_not_import_the_compiler_of_torch(recording):
+    """It would take more time than all else that a small model needs to start."""
+    code = (
+        "import sys\n"
+        "from internvl2.engine.engine import Engine\n"
+        "Engine.load(sys.argv[1], device='cpu')\n"
+        "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)\n"
+    )
+    directory = recording("B_qwen2").checkpoint
+    subprocess.run([sys.executable, "-c", code, str(directory)], check=True, cwd=SOURCE)

@@ -2,10 +2,13 @@
 
 import sys
 from fnmatch import fnmatch
+from importlib.resources import files
 from pathlib import Path
 
 from internvl2.family import MEMBERS, find
 
+EMBEDDED = "nano"
+"""The model that is in the package."""
 WANTED = (
     "config.json",
     "generation_config.json",
@@ -28,7 +31,8 @@ WEIGHTS = (
 def resolve(model: str | Path, *, revision: str | None = None) -> Path:
     """The directory of a model: itself, or where the hub's files of that name lie.
 
-    `model` is a directory, a short name (`internvl2-8b`) or a hub id (`OpenGVLab/InternVL2-8B`).
+    `model` is a directory, a short name (`internvl2-8b`), a hub id (`OpenGVLab/InternVL2-8B`), or
+    `nano`, which is in the package.
     """
     path = Path(model)
     if path.is_dir():
@@ -36,6 +40,8 @@ def resolve(model: str | Path, *, revision: str | None = None) -> Path:
     if path.exists():
         raise ValueError(f"{model} is a file; give the directory that holds config.json")
     name = str(model)
+    if name == EMBEDDED:
+        return Path(str(files("internvl2") / "assets" / EMBEDDED))
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise FileNotFoundError(f"there is no directory {name}")
     return download(hub_id(name), revision=revision)

@@ -155,6 +155,9 @@ def _filled(
         model = InternVL(config).to(dtype)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     require_memory(f"the weights of {checkpoint.directory}", numbers, dtype, device)
-    model.to_empty(device=device)
+    # `to_empty` would import torch's compiler, which takes half a second.
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    empty = {name: torch.empty(s, dtype=dtype, device=device) for name, s in shapes.items()}
+    model.load_state_dict(empty, strict=True, assign=True)
     fill(dict(model.named_parameters()), checkpoint.parameters())
     return model.eval()

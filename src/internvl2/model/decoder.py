@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from internvl2.config import DecoderConfig
 from internvl2.model.attention import Attention
+from internvl2.model.initial import normal
 from internvl2.model.rotary import Positions, Rotary, Rotation
 
 
@@ -21,7 +22,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.rotary = Rotary(config.rotary, config.head_dim)
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        rows, row = config.vocab_size, config.hidden_size
+        self.embedding = nn.Embedding(rows, row, _weight=normal(rows, row, deviation=1.0))
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from internvl2.config import VisionConfig
+from internvl2.model.initial import normal
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -24,10 +25,8 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         positions = 1 + config.patches_per_side**2
-        # In place, for on the meta device torch.randn imports its compiler, which takes a second.
-        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size).normal_(0, 0.02))
-        places = torch.empty(positions, config.hidden_size)
-        self.position_embedding = nn.Parameter(places.normal_(0, 0.02))
+        self.class_embedding = normal(config.hidden_size, deviation=0.02)
+        self.position_embedding = normal(positions, config.hidden_size, deviation=0.02)
         patch = config.patch_size
         self.patch_embedding = nn.Conv2d(3, config.hidden_size, patch, stride=patch)
         rates = torch.linspace(0, config.drop_path_rate, config.num_layers, device="cpu").tolist()

@@ -23,6 +23,7 @@ from internvl2.train.line_index import (
 from internvl2.train.records import Reading, check_conversation, read_record
 
 __all__ = [
+    "Indexed",
     "Record",
     "SampleError",
     "Source",
@@ -159,11 +160,20 @@ class Joined:
         return self.sources[part][index - (self.ends[part - 1] if part else 0)]
 
 
+@runtime_checkable
+class Indexed(Protocol):
+    """Records by number, which may be made when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 @dataclass(frozen=True)
 class RecordList:
     """Records that a program made."""
 
-    records: Sequence[Any]
+    records: Indexed
     name: str
 
     def __len__(self) -> int:
@@ -210,20 +220,19 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
 
 
 def from_records(
-    records: Iterable[Any], options: SourceOptions | None = None, *, name: str = "records"
+    records: Iterable[Any] | Indexed,
+    options: SourceOptions | None = None,
+    *,
+    name: str = "records",
 ) -> Source:
     """A source of what a program gives: records of any known form, or conversations."""
     options = options or SourceOptions()
     return DataSet(RecordList(indexed(records), name), options.reading(Path()), options)
 
 
-def indexed(records: Iterable[Any]) -> Sequence[Any]:
-    """What can be asked for one record after the other, as it is; anything else as a tuple.
-
-    So a sequence that makes its records when they are asked for is never gone through.
-    """
-    can_be_asked = hasattr(records, "__getitem__") and hasattr(records, "__len__")
-    return records if can_be_asked else tuple(records)  # pyright: ignore[reportReturnType]
+def indexed(records: Iterable[Any] | Indexed) -> Indexed:
+    """What can be asked for its records by number, as it is; anything else as a tuple."""
+    return records if isinstance(records, Indexed) else tuple(records)
 
 
 def join(sources: Sequence[Source]) -> Source:

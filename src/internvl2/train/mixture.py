@@ -9,7 +9,7 @@ from internvl2.processing.processor import Processor
 from internvl2.synthetic.words import Split
 from internvl2.train.dataset import Dataset
 from internvl2.train.drawn import DrawnSource, task_weights
-from internvl2.train.formats import Source, SourceOptions, from_records, join, open_source
+from internvl2.train.formats import Indexed, Source, SourceOptions, from_records, join, open_source
 from internvl2.train.loader import Loader, LoaderOptions, Position
 from internvl2.train.packing import Costs, Limits
 from internvl2.train.parallel import World
@@ -21,7 +21,7 @@ def training_loader(
     processor: Processor,
     world: World,
     position: Position | None,
-    records: Iterable[Any] = (),
+    records: Iterable[Any] | Indexed = (),
 ) -> Loader:
     """The steps of a run, from a position on; `records` join what the recipe names."""
     options = LoaderOptions(

@@ -3,12 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from internvl2 import device as devices
 from internvl2.model.internvl import InternVL
 from internvl2.train.checkpointer import Checkpointer, Progress, StoredTensor
+from internvl2.train.formats import Indexed
 from internvl2.train.loader import Position, Step
 from internvl2.train.log import StepRecord
 from internvl2.train.measure import Meter
@@ -35,7 +35,7 @@ class Run:
     """A model in training, from its last checkpoint on."""
 
     def __init__(
-        self, recipe: Recipe, world: World, checkpoints: Path, records: Sequence[Any] = ()
+        self, recipe: Recipe, world: World, checkpoints: Path, records: Indexed = ()
     ) -> None:
         self.recipe, self.world = recipe, world
         torch.use_deterministic_algorithms(recipe.deterministic)

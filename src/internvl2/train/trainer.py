@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from internvl2.model.internvl import InternVL
 from internvl2.processing.processor import Processor
-from internvl2.train.formats import indexed
+from internvl2.train.formats import Indexed, indexed
 from internvl2.train.log import RunLog, StepRecord, ValidationRecord
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Recipe
@@ -38,7 +38,10 @@ class Trainer:
     """One run of a recipe, from its start or its last checkpoint to its end."""
 
     def __init__(
-        self, recipe: Recipe, validate: Validate | None = None, records: Iterable[Any] = ()
+        self,
+        recipe: Recipe,
+        validate: Validate | None = None,
+        records: Iterable[Any] | Indexed = (),
     ) -> None:
         self.recipe, self.validate = recipe, validate
         self.records = indexed(records)
