@@ -1,7 +1,7 @@
 """The tasks: what each is called, how it is made, how it is scored, how often it is drawn."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from internvl2.synthetic.draw import Draw
@@ -20,6 +20,7 @@ from internvl2.synthetic.tasks import (
     unreadable,
     video,
 )
+from internvl2.synthetic.wordings import spoken
 from internvl2.synthetic.words import Split
 
 Make = Callable[[Draw, float], Sample]
@@ -65,7 +66,9 @@ def find(name: str) -> Task:
 
 def sample(task: str, number: int, split: Split, difficulty: float = 1.0) -> Sample:
     """The sample of that number; it is the same each time and everywhere."""
-    return find(task).make(Draw(number, split, task), difficulty)
+    draw = Draw(number, split, task)
+    made = find(task).make(draw, difficulty)
+    return replace(made, turns=spoken(draw, made.turns))
 
 
 def mixture(

@@ -108,18 +108,24 @@ def letter(draw: Draw, difficulty: float) -> Document:
 
 def form(draw: Draw, difficulty: float) -> Document:
     """Fields with labels, as of a form, a card or a ticket."""
-    count = draw.integer(2, 4 + round(4 * difficulty))
+    most = 4 + round(4 * difficulty)
+    layout = _of_split(draw, lambda draw: _form_layout(draw, most))
+    align, mark, suffix, place, fields = layout.split("|")
+    spread, count = align == "spread", int(fields)
     labels = draw.listed_several("field", count)
     values = [_value(draw, label) for label in labels]
-    spread, mark = draw.chance(0.35), draw.choice((":", ":", ""))
-    title = draw.listed(draw.choice(("subject", "business")))
-    title += draw.choice(("", " Form", " Card", " Sheet"))
-    rows = [Row((title,), draw.choice(("middle", "left")), is_bold=True)]
-    mark = mark if not spread else draw.choice((":", ""))
+    title = draw.listed(draw.choice(("subject", "business"))) + suffix
+    rows = [Row((title,), "middle" if place == "middle" else "left", is_bold=True)]
     for index, (label, value) in enumerate(zip(labels, values, strict=True)):
-        align = "spread" if spread else "left"
         rule = index == 0 or (spread and count < 5)
-        rows.append(Row((label + mark, value), align, rule_above=rule, gap_above=0.15))
+        rows.append(
+            Row(
+                (label + mark, value),
+                "spread" if spread else "left",
+                rule_above=rule,
+                gap_above=0.15,
+            )
+        )
     turns = [Turn("What is the title?", title), Turn("How many fields are there?", str(count))]
     for label, value in zip(labels, values, strict=True):
         turns += [asked(draw, _lower(label), value), Turn(f"{label}?", value)]
@@ -180,6 +186,19 @@ def _invoice_labels(draw: Draw) -> str:
             draw.choice(("Bill to:", "To:", "Customer:", "For:", "Client:")),
             draw.choice(("Total", "TOTAL", "Total due", "Amount due", "Balance due")),
             draw.choice(("due", "", "")),
+        )
+    )
+
+
+def _form_layout(draw: Draw, most: int) -> str:
+    spread = draw.chance(0.35)
+    return "|".join(
+        (
+            "spread" if spread else "left",
+            draw.choice((":", "") if spread else (":", ":", "")),
+            draw.choice(("", " Form", " Card", " Sheet")),
+            draw.choice(("middle", "left")),
+            str(draw.integer(2, most)),
         )
     )
 

@@ -10,15 +10,16 @@ LARGEST = {"small": 20, "hundreds": 999, "thousands": 9999, "decimals": 999}
 
 def table(draw: Draw, difficulty: float) -> Document:
     """Names and one to four columns of numbers."""
-    columns = draw.listed_several("column", draw.integer(1, 2 + round(1.5 * difficulty)))
-    kind = draw.choice(("city", "first_name", "product", "last_name"))
-    names = draw.listed_several(kind, draw.integer(2, 4 + round(4 * difficulty)))
-    scale = draw.choice(tuple(LARGEST))
+    layout = draw.of_split(lambda: _layout(draw, difficulty))
+    wide, kind, high, scale, titled, place = layout.split("|")
+    columns = draw.listed_several("column", int(wide))
+    names = draw.listed_several(kind, int(high))
     values = [[_value(draw, scale) for _ in columns] for _ in names]
     corner = {"city": "City", "product": "Item"}.get(kind, "Name")
     title = f"{draw.word().capitalize()} {draw.listed('subject').lower()}"
-    has_title = draw.chance(0.45)
-    rows = [Row((title,), draw.choice(("middle", "left")), is_bold=True)] if has_title else []
+    has_title = titled == "titled"
+    align = "middle" if place == "middle" else "left"
+    rows = [Row((title,), align, is_bold=True)] if has_title else []
     rows.append(Row((corner, *columns), "table", gap_above=0.2 * has_title))
     for index, (name, numbers) in enumerate(zip(names, values, strict=True)):
         shown = (name, *(_shown(number, scale) for number in numbers))
@@ -29,6 +30,20 @@ def table(draw: Draw, difficulty: float) -> Document:
         turns.append(Turn("What is the title of the table?", title))
     summary = f"with {len(names)} rows about {' and '.join(column.lower() for column in columns)}"
     return Document("table", tuple(rows), tuple(turns), summary)
+
+
+def _layout(draw: Draw, difficulty: float) -> str:
+    """Columns, what the rows are, how many, size of numbers, and the title."""
+    return "|".join(
+        (
+            str(draw.integer(1, 2 + round(1.5 * difficulty))),
+            draw.choice(("city", "first_name", "product", "last_name")),
+            str(draw.integer(2, 4 + round(4 * difficulty))),
+            draw.choice(tuple(LARGEST)),
+            "titled" if draw.chance(0.45) else "",
+            draw.choice(("middle", "left")),
+        )
+    )
 
 
 def _about_size(names: list[str], columns: list[str]) -> list[Turn]:

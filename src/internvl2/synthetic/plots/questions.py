@@ -7,6 +7,7 @@ from types import MappingProxyType
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.plots.chart import KINDS, Chart
 from internvl2.synthetic.sample import Turn
+from internvl2.synthetic.wordings import DESCRIBE
 
 CLEAR = 0.03
 """Share of the scale by which written values must differ to be compared."""
@@ -319,7 +320,7 @@ def _difference(asking: Ask) -> Turn | None:
 def _describe(asking: Ask) -> Turn:
     chart = asking.chart
     question = asking.draw.choice(
-        ("Describe this picture.", "Describe the chart.", "What does this chart show?")
+        (*DESCRIBE, "Describe the chart.", "What does this chart show?", "Summarize the chart.")
     )
     kind = KINDS[chart.kind]
     title = f' titled "{chart.title}"' if chart.title else ""

@@ -8,12 +8,14 @@ from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.lettering import choose_ink, letter
 from internvl2.synthetic.sample import Sample, Turn
 from internvl2.synthetic.scenes import Ground, choose_ground
+from internvl2.synthetic.wordings import DESCRIBE
 
 ORDINALS = ("first", "second", "third", "fourth")
 RESULT = (
     "What is the result?", "Calculate the result.", "What is the answer?", "Solve this.",
     "How much is it?", "What does this come to?", "Work out the sum in the picture.",
-    "Please compute the expression.", "What is the value of the expression?",
+    "Please compute the expression.", "What is the value of the expression?", "Solve.",
+    "Result?", "Compute this.", "Calculate.", "Can you solve this?", "What does it equal?",
 )  # fmt: skip
 READ = ("What is written in the picture?", "Read the expression.", "Which expression is shown?")
 
@@ -48,7 +50,7 @@ def make(draw: Draw, difficulty: float) -> Sample:
     if draw.chance(0.3):
         turns.append(Turn(draw.choice(READ), text))
     if draw.split == "train" and draw.chance(0.05):
-        turns.insert(0, Turn("Describe this picture.", f"A calculation is written here: {text}"))
+        turns.insert(0, Turn(draw.choice(DESCRIBE), f"A calculation is written here: {text}"))
     image = _paint_lines(draw, [text], difficulty)
     return Sample("arithmetic", (image,), tuple(turns))
 

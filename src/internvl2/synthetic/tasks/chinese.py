@@ -6,22 +6,10 @@ from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.fonts import Pen, pen
 from internvl2.synthetic.page import Paper, Shape, choose_paper, letter_size, rule, square
 from internvl2.synthetic.sample import Sample, Turn
+from internvl2.synthetic.wordings import DESCRIBE_CHINESE, READ, READ_CHINESE
 from internvl2.synthetic.words import characters
 
-READ_ALL = (
-    "图中写了什么？",
-    "读出图中的文字。",
-    "请识别图片中的文字。",
-    "这张图上写着什么？",
-    "把图里的字写出来。",
-    "图片里的文字是什么？",
-    "读一下。",
-    "Read the text.",
-    "What does the sign say?",
-    "What is written here?",
-    "请逐行读出文字。",
-    "提取图中的文字。",
-)
+READ_ALL = (*READ_CHINESE, *READ[:8], "What does the sign say?")
 DIGITS = "零一二三四五六七八九"
 ORDINALS = "一二三四五六七八"
 PHRASES = ("zh_word", "zh_sign", "zh_dish", "zh_item", "zh_shop", "zh_city", "zh_street")
@@ -73,7 +61,7 @@ def _sign(draw: Draw) -> Sample:
         baseline = first + round(index * writer.size * 1.2 + writer.size * 0.98)
         writer.write(canvas, x, baseline, row, ink)
     describe = Turn(
-        draw.choice(("描述这张图片。", "图里有什么？")),
+        draw.choice(DESCRIBE_CHINESE),
         f"一块牌子，上面写着“{text}”。",
         "describe",
     )

@@ -10,23 +10,12 @@ from internvl2.synthetic.receipts import receipt
 from internvl2.synthetic.sample import Sample, Turn
 from internvl2.synthetic.sheet import choose_look, compose, text_of
 from internvl2.synthetic.tables import table
+from internvl2.synthetic.wordings import DESCRIBE, READ
 
 READ_ALL = (
-    "Read the document.",
-    "Read everything.",
-    "Read all the text.",
-    "Read the text.",
-    "Transcribe this document.",
-    "Transcribe the text.",
-    "What does it say?",
-    "What does the document say?",
-    "OCR this image.",
-    "Read this line by line.",
-    "Please read this for me.",
-    "What is written here?",
-    "Write down all the text.",
+    *READ, "Read the document.", "Transcribe this document.", "What does the document say?",
     "Extract all text from the document.",
-)
+)  # fmt: skip
 NAMED = (
     "Read the {kind}.",
     "What does this {kind} say?",
@@ -38,7 +27,6 @@ KIND = (
     "What is this?",
     "What type of document is it?",
 )
-DESCRIBE = ("Describe this picture.", "Describe this document.", "What do you see?")
 MAKERS = (receipt, invoice, letter, form, table)
 WEIGHTS = (30, 18, 14, 18, 20)
 
@@ -78,7 +66,7 @@ def _ask(draw: Draw, document: Document) -> tuple[Turn, ...]:
         turns.append(Turn(draw.choice(KIND), f"{article} {document.kind}.", "describe"))
     elif draw.chance(0.04):
         seen = f"{article} {document.kind} {document.summary}."
-        turns = [Turn(draw.choice(DESCRIBE), seen, "describe")]
+        turns = [Turn(draw.choice((*DESCRIBE, "Describe this document.")), seen, "describe")]
     return tuple(turns)
 
 

@@ -10,6 +10,7 @@ from internvl2.synthetic.lettering import choose_ink, letter
 from internvl2.synthetic.sample import Sample, Turn
 from internvl2.synthetic.scenes import choose_ground, choose_size
 from internvl2.synthetic.tasks.shapes import mixed_scene, plural
+from internvl2.synthetic.wordings import DESCRIBE
 
 FIELDS = (
     "Name", "Date", "City", "Street", "Phone", "Total", "Tax", "Invoice", "Order", "Room", "Price",
@@ -60,7 +61,7 @@ def make(draw: Draw, difficulty: float) -> Sample:
         backwards = single and draw.split == "train" and draw.chance(0.3)
         turns.append((_what_is_in if backwards else _where)(draw, thing, image))
     if draw.split == "train" and kind == "words" and draw.chance(0.1):
-        turns.append(Turn("Describe this picture.", _listed(things)))
+        turns.append(Turn(draw.choice(DESCRIBE), _listed(things)))
     return Sample("grounding", (image,), tuple(turns))
 
 

@@ -10,26 +10,13 @@ from internvl2.synthetic.fonts import PRINT, Pen, pen
 from internvl2.synthetic.lines import line, paragraph
 from internvl2.synthetic.page import Paper, Shape, any_shape, choose_paper, letter_size, snap
 from internvl2.synthetic.sample import Sample, Turn
+from internvl2.synthetic.wordings import DESCRIBE, READ
 
-READ_ALL = (
-    "Read the text.",
-    "Read all the text.",
-    "What does the picture say?",
-    "What is written here?",
-    "What text is in the picture?",
-    "Please transcribe the text.",
-    "Transcribe everything you see.",
-    "OCR this image.",
-    "Read the text in the image.",
-    "What does it say?",
-    "Write down all the text in this picture.",
-    "Extract the text.",
-    "Can you read this?",
-    "Read this line by line.",
-    "Give me the text of this image.",
-)
+READ_ALL = (*READ, "Read this line by line.", "Write down all the text in this picture.")
 PAGE = 1000
 """Pictures higher than that are printed pages."""
+LONG = 200
+"""Letters that are enough for a picture that is no page."""
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
 
@@ -66,9 +53,14 @@ def make(draw: Draw, difficulty: float) -> Sample:
 
 def _choose_lines(draw: Draw, look: _Look, difficulty: float) -> list[str]:
     rows = min(look.rows, draw.integer(1, 3 + round(7 * difficulty)))
-    if rows > 2 and draw.chance(0.8 if look.shape.height > PAGE else 0.3):
-        return paragraph(draw, rows, look.fits)
-    return [line(draw, difficulty, look.fits) for _ in range(rows)]
+    is_page = look.shape.height > PAGE
+    if rows > 2 and draw.chance(0.8 if is_page else 0.3):
+        lines = paragraph(draw, rows, look.fits)
+    else:
+        lines = [line(draw, difficulty, look.fits) for _ in range(rows)]
+    while not is_page and len(lines) > 1 and len("\n".join(lines)) > LONG:
+        lines.pop()
+    return lines
 
 
 def _label(draw: Draw, difficulty: float) -> tuple[_Look, list[str]]:
@@ -166,6 +158,5 @@ def _about_count(draw: Draw, count: int) -> Turn:
 
 
 def _describe(draw: Draw, lines: list[str]) -> Turn:
-    wordings = ("Describe this picture.", "What is in this picture?", "What do you see?")
     text = "one line of text" if len(lines) == 1 else f"{len(lines)} lines of text"
-    return Turn(draw.choice(wordings), f'A page with {text}. It begins with "{lines[0]}".')
+    return Turn(draw.choice(DESCRIBE), f'A page with {text}. It begins with "{lines[0]}".')

@@ -11,20 +11,12 @@ from internvl2.synthetic.fonts import Pen, pen
 from internvl2.synthetic.lines import fact, money
 from internvl2.synthetic.page import RGB, contrast, rule, snap, square
 from internvl2.synthetic.sample import Sample, Turn
+from internvl2.synthetic.wordings import DESCRIBE, READ
 
 READ_ALL = (
-    "What does the sign say?",
-    "Read the sign.",
-    "What is written on the sign?",
-    "What text is on the sign?",
-    "Read the text.",
-    "What does it say?",
-    "What is written here?",
-    "What does the picture say?",
-    "Transcribe the text in this photo.",
-    "Can you read this?",
-    "What text do you see?",
-)
+    *READ, "What does the sign say?", "Read the sign.", "What is written on the sign?",
+    "What text is on the sign?", "Transcribe the text in this photo.", "What text do you see?",
+)  # fmt: skip
 COLOURS: tuple[tuple[str, RGB], ...] = (
     ("red", (200, 30, 35)), ("green", (20, 120, 60)), ("blue", (25, 75, 180)),
     ("yellow", (250, 210, 40)), ("orange", (245, 135, 25)), ("black", (20, 20, 20)),
@@ -201,7 +193,7 @@ def _ask(draw: Draw, panel: _Panel) -> tuple[Turn, ...]:
     said = " ".join(panel.rows)
     article = "An" if panel.colour == "orange" else "A"
     describe = Turn(
-        draw.choice(("Describe this picture.", "What do you see?", "What is in this picture?")),
+        draw.choice(DESCRIBE),
         f'{article} {panel.colour} sign with {panel.ink} letters. It says "{said}".',
     )
     if draw.chance(0.7):

@@ -139,7 +139,12 @@ def _which_shows(draw: Draw, difficulty: float) -> Sample:
         turns.append(Turn(f"What does Image-{shown + 1} show?", scenes[shown].forms[0].name))
     if len(alone) == count and draw.split == "train" and draw.chance(0.25):
         lines = [f"Image-{i + 1}: {with_article(s.forms[0].name)}" for i, s in enumerate(scenes)]
-        turns = [Turn("Describe the images.", "\n".join(lines))]
+        turns = [
+            Turn(
+                draw.choice(("Describe the images.", "Describe the pictures.", "What do you see?")),
+                "\n".join(lines),
+            )
+        ]
     return Sample("several", images, tuple(turns))
 
 

@@ -19,6 +19,7 @@ from internvl2.synthetic.scenes import (
     make_form,
     scatter,
 )
+from internvl2.synthetic.wordings import DESCRIBE
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
@@ -93,7 +94,7 @@ def describe(draw: Draw, seen: Seen) -> Turn:
     names = [with_article(form.name) for _, form in order]
     listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
     question = draw.choice(
-        ("Describe this picture.", "Describe the image.", "What do you see, from left to right?")
+        (*DESCRIBE, "What do you see, from left to right?", "Which shapes are there?")
     )
     return Turn(question, f"{listed[0].upper()}{listed[1:]}.")
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.sample import Sample, Turn
+from internvl2.synthetic.wordings import DESCRIBE, READ
 
 Speak = Callable[[Draw], Turn]
 
@@ -66,6 +67,7 @@ ABOUT = (
 )  # fmt: skip
 NO_PICTURE = "I see no picture. Please give me one."
 PICTURELESS = (
+    *READ[:12], *DESCRIBE[:6],
     "What is in the picture?", "Read the text.", "What does the sign say?",
     "Describe this picture.",
     "How many circles are there?", "What is the total?", "Read the document.", "What do you see?",
