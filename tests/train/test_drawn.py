@@ -76,6 +76,13 @@ def test_pictures_stand_in_the_first_question_and_frames_are_a_video():
     assert isinstance(moving[0].content[0], Video)
 
 
+def test_without_pictures_the_words_are_left():
+    source = DrawnSource(100, task_weights(("video",), ()), (0.0, 1.0))
+    blind = replace(source, pictures=False)[4].messages
+    assert [m.text for m in blind] == [m.text for m in source[4].messages]
+    assert all(len(message.content) == 1 for message in blind)
+
+
 def test_a_drawn_run_has_samples_of_its_tasks(recipe, processor):
     loader = training_loader(recipe, processor, WORLD, None)
     where = [place for step in loader for batch in step.batches for place in batch.where]

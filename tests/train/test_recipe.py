@@ -38,12 +38,24 @@ PADDLEMIX = {
     for size in ("1b", "2b", "8b")
 }
 
+NANO = ("nano", *(f"nano-{stage}" for stage in range(1, 5)))
+
 
 def test_every_released_size_has_a_recipe():
-    assert set(names()) == OFFICIAL.keys() | PADDLEMIX.keys()
+    assert set(names()) == OFFICIAL.keys() | PADDLEMIX.keys() | set(NANO)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NANO)
+def test_a_stage_of_nano_trains_all_of_the_model_before_it(name):
+    recipe = Recipe.read(name)
+    before = dict(zip(NANO[2:], NANO[1:], strict=False))
+    assert recipe.model == (f"runs/{before[name]}" if name in before else "nano")
+    assert recipe.from_scratch == (name not in before)
+    assert recipe.freeze == Freeze(vision=False)
+    assert recipe.packing.tokens >= recipe.packing.tiles * 256
+
+
+@pytest.mark.parametrize("name", OFFICIAL | PADDLEMIX)
 def test_a_packaged_recipe_has_the_published_values(name):
     recipe = Recipe.read(name)
     optimizer, schedule = recipe.optimizer, recipe.schedule

@@ -4,7 +4,7 @@ The conversation is the one that `chat` asks: pictures before the first question
 are several, the frames of a video one per line.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from internvl2.processing.conversation import Message, Part, Picture, Video
 from internvl2.synthetic.catalogue import TASKS, mixture
@@ -26,6 +26,7 @@ class DrawnSource:
     split: Split = "train"
     first: int = 0
     """Number of the first sample."""
+    pictures: bool = True
     max_tiles: int | None = None
     augment: bool = False
 
@@ -39,6 +40,8 @@ class DrawnSource:
         low, high = self.difficulty
         difficulty = low + (high - low) * (mix(number) >> 11) / 2**53
         drawn = mixture(number, self.split, self.weights, difficulty)
+        if not self.pictures:
+            drawn = replace(drawn, images=(), is_video=False)
         where = f"synthetic/{self.split}/{drawn.task}:{number}"
         return Record(conversation(drawn), where, self.max_tiles, self.augment)
 

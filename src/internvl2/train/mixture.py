@@ -85,6 +85,7 @@ def _drawn(drawn: Synthetic, split: Split) -> Source:
         difficulty=drawn.difficulty,
         split=split,
         first=drawn.first,
+        pictures=drawn.pictures,
         max_tiles=drawn.max_tiles,
         augment=drawn.augment and split == "train",
     )

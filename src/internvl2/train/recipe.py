@@ -55,6 +55,8 @@ class Synthetic:
     """Least and most; each sample has one between them."""
     first: int = 0
     """Number of the first sample; another one gives other samples."""
+    pictures: bool = True
+    """False leaves them out, so that only the language of the answers is learned."""
     max_tiles: int | None = None
     """Tile budget of a sample, shared by its pictures; the recipe's `max_tiles` unless given."""
     augment: bool = False
