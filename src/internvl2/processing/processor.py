@@ -299,7 +299,7 @@ class Processor:
         digests: bool,
     ) -> Prompt:
         size = self.config.tile_size
-        stacks: list[np.ndarray] = [np.zeros((0, size, size, 3), np.uint8)]
+        stacks: list[np.ndarray] = []
         spans: list[MediaSpan] = []
         position, first_tile = 0, 0
         for part, grids in zip(opened, plan.grids, strict=True):
@@ -322,7 +322,8 @@ class Processor:
                 )
                 stacks.append(tiles)
                 first_tile += len(tiles)
-        return Prompt(encoded.token_ids, encoded.is_target, np.concatenate(stacks), tuple(spans))
+        joined = stacks[0] if len(stacks) == 1 else np.concatenate([_no_tiles(size), *stacks])
+        return Prompt(encoded.token_ids, encoded.is_target, joined, tuple(spans))
 
 
 def digest(tiles: np.ndarray) -> bytes:
@@ -331,6 +332,10 @@ def digest(tiles: np.ndarray) -> bytes:
     state = blake2b(len(shape).to_bytes(8, "little") + shape, digest_size=32)
     state.update(np.ascontiguousarray(tiles).data)
     return state.digest()
+
+
+def _no_tiles(size: int) -> np.ndarray:
+    return np.zeros((0, size, size, 3), np.uint8)
 
 
 def _num_tiles(grid: Grid, use_thumbnail: bool) -> int:

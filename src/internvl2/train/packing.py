@@ -240,6 +240,8 @@ def with_tile_bucket(pack: Pack, tile_size: int, bucket: int) -> Pack:
     """The pack with black tiles after its own, `bucket` of them in all."""
     if bucket < pack.num_tiles:
         raise ValueError(f"a pack of {pack.num_tiles} tiles does not fit into {bucket}")
+    if bucket == pack.num_tiles and bucket:
+        return pack
     tiles = np.zeros((bucket, tile_size, tile_size, 3), np.uint8)
     if pack.num_tiles:
         tiles[: pack.num_tiles] = pack.tiles[: pack.num_tiles]
