@@ -54,6 +54,9 @@ def invoice(draw: Draw, difficulty: float) -> Document:
         asked(draw, "invoice number", number),
         asked(draw, "invoice date", date),
         Turn("Who sent this invoice?", company),
+        Turn("Who is it from?", company),
+        Turn(draw.choice(("How much do I have to pay?", "How much is it in all?")), total),
+        Turn(draw.choice(("What is it for?", "List the items.")), ", ".join(names)),
         Turn("Who is it for?", customer),
         Turn("Who has to pay?", customer),
         *[asked(draw, draw.choice(("total", "total amount", "amount due")), total)] * 2,
@@ -94,6 +97,7 @@ def letter(draw: Draw, difficulty: float) -> Document:
     turns = [
         Turn("Who wrote this letter?", writer),
         Turn("Who signed the letter?", writer),
+        Turn("Who is it from?", writer),
         Turn("Who is the letter to?", reader),
         Turn("Whom is it addressed to?", reader),
         asked(draw, "date of the letter", date),

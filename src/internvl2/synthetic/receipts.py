@@ -63,6 +63,9 @@ def receipt(draw: Draw, difficulty: float) -> Document:
     rows.append(Row((plan.total, value), "spread", is_bold=True, rule_above=not plan.has_tax))
     turns = _about_head(shop, number, date) + _about_wares(plan, names, counts, prices)
     turns += [asked(draw, "total", value)] * 3
+    paid = ("How much do I have to pay?", "How much did it cost?", "What is the total amount?")
+    turns.append(Turn(draw.choice(paid), value))
+    turns.append(Turn(draw.choice(("What was bought?", "List the items.")), ", ".join(names)))
     if plan.has_tax:
         turns += [Turn("How much is the tax?", _amount(tax, plan.sign)),
                   Turn("What is the subtotal?", _amount(net, plan.sign))]  # fmt: skip
@@ -114,6 +117,7 @@ def _about_head(shop: str, number: str, date: str) -> list[Turn]:
     return [
         Turn("Which shop is this receipt from?", shop),
         Turn("What is the name of the shop?", shop),
+        Turn("Where was it bought?", shop),
         Turn("What is the receipt number?", number),
         Turn("What is the date?", date),
         Turn("When was it bought?", date),

@@ -97,8 +97,10 @@ def compose(draw: Draw, look: Look, rows: Sequence[Row], difficulty: float) -> I
     margin = round(look.margin * width)
     room = width - 2 * margin
     writer, heading = _pens(draw, look, rows, room, difficulty)
-    height = round((writer.ascent + writer.descent) * look.spacing)
-    used = sum(height * (1 + row.gap_above) for row in rows)
+    steps = sum(1 + row.gap_above for row in rows)
+    wanted = round((writer.ascent + writer.descent) * look.spacing)
+    height = min(wanted, int((shape.height - SMALLEST) / steps))
+    used = height * steps
     free = shape.height - used - 2 * SMALLEST
     top = SMALLEST / 2 + max(0.0, min(free, draw.number(0, 1) * free))
     table = _Table.measure(rows, writer, left + margin, room)

@@ -17,7 +17,14 @@ RESULT = (
     "Please compute the expression.", "What is the value of the expression?", "Solve.",
     "Result?", "Compute this.", "Calculate.", "Can you solve this?", "What does it equal?",
 )  # fmt: skip
-READ = ("What is written in the picture?", "Read the expression.", "Which expression is shown?")
+READ = (
+    "What is written in the picture?",
+    "Read the text.",
+    "What does it say?",
+    "OCR this image.",
+    "Read the expression.",
+    "Which expression is shown?",
+)
 
 
 @dataclass(frozen=True)
