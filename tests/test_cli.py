@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from internvl2.cli import main
+from internvl2.cli.options import MediaOptions
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "tests/data/official/A_internlm2/checkpoint"
@@ -210,3 +211,8 @@ def test_the_command_is_interrupted_with_130_and_ends_quietly_on_a_closed_pipe()
 def close_output(process: "subprocess.Popen[bytes]") -> None:
     assert process.stdout is not None
     process.stdout.close()
+
+
+def test_a_picture_is_cut_as_the_model_wants_it_unless_told():
+    assert MediaOptions().encoding().max_tiles is None
+    assert MediaOptions(max_tiles=3).encoding().max_tiles == 3

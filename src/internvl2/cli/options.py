@@ -64,8 +64,9 @@ class LoadOptions:
 class MediaOptions:
     """How pictures and videos are shown to the model."""
 
-    max_tiles: int = 12
-    """Most tiles that a picture is cut into, the thumbnail not counted."""
+    max_tiles: int | None = None
+    """Most tiles that a picture is cut into, the thumbnail not counted; the model's own number
+    unless given: 12 for the released ones."""
     frames: Annotated[int, arg(aliases=("--num-frames",))] = 8
     """How many frames of a video are looked at, one tile each."""
     start: Annotated[float | None, arg(metavar="SECONDS")] = None

@@ -31,7 +31,7 @@ class Settings:
     dtype: str
     max_context: int | None
     max_tokens: int
-    max_tiles: int
+    max_tiles: int | None
     fit: bool
     thinking: bool
     official_pictures: bool
