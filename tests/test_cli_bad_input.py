@@ -93,7 +93,7 @@ def test_options_without_sense_are_refused(chat_complaint: Complaint, option: st
     [
         (
             "",
-            "a command is missing; known: chat, generate, info, convert, train, eval; "
+            "a command is missing; known: chat, generate, info, convert, train, eval, data; "
             "see internvl2 --help",
         ),
         ("chat --bogus hi", "unknown option --bogus; see internvl2 chat --help"),
