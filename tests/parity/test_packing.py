@@ -11,9 +11,9 @@ from internvl2.checkpoint.store import load_model
 from internvl2.model.internvl import InternVL
 from internvl2.processing.image import PictureOptions
 from internvl2.processing.processor import Processor
-from internvl2.train.dataset import Dataset, Sample
-from internvl2.train.formats import SourceOptions, from_records
-from internvl2.train.packing import (
+from internvl2.train.data.dataset import Dataset, Sample
+from internvl2.train.data.formats import SourceOptions, from_records
+from internvl2.train.data.packing import (
     IGNORED,
     Limits,
     TrainBatch,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from internvl2.checkpoint.store import load_model
 from internvl2.train import preparation
-from internvl2.train.log import StepRecord, read_records
+from internvl2.train.monitoring.log import StepRecord, read_records
 from internvl2.train.recipe import (
     DataSource,
     Freeze,

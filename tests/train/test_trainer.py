@@ -17,7 +17,7 @@ from PIL import Image
 from internvl2.checkpoint.store import load, load_model
 from internvl2.processing.conversation import Message, Picture
 from internvl2.train import step_loss
-from internvl2.train.log import StepRecord, read_records
+from internvl2.train.monitoring.log import StepRecord, read_records
 from internvl2.train.recipe import (
     DataSource,
     Freeze,

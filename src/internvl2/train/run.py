@@ -16,17 +16,17 @@ from torch import Tensor
 from internvl2 import device as devices
 from internvl2.model.internvl import InternVL
 from internvl2.train.checkpointer import Checkpointer, Progress, StoredTensor
-from internvl2.train.loader import Position, Step
-from internvl2.train.log import StepRecord
-from internvl2.train.measure import Meter
-from internvl2.train.mixture import training_loader, validation_loader
+from internvl2.train.data.loader import Position, Step
+from internvl2.train.data.mixture import training_loader, validation_loader
+from internvl2.train.data.transfer import arriving
+from internvl2.train.monitoring.log import StepRecord
+from internvl2.train.monitoring.measure import Meter
 from internvl2.train.optimization import Optimization
+from internvl2.train.optimizers.schedule import rate_factor
 from internvl2.train.parallel import World
 from internvl2.train.preparation import compiles, prepare, training
 from internvl2.train.recipe import Recipe
-from internvl2.train.schedule import rate_factor
 from internvl2.train.sharding import gather, is_divided, release, require_room
-from internvl2.train.transfer import arriving
 
 logger = logging.getLogger(__name__)
 

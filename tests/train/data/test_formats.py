@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from internvl2.processing.conversation import Message, Picture, Text, Video
-from internvl2.train.formats import SampleError, SourceOptions, from_records, join, open_source
-from internvl2.train.line_index import index_array, index_lines
+from internvl2.train.data.formats import SampleError, SourceOptions, from_records, join, open_source
+from internvl2.train.data.line_index import index_array, index_lines
 
 QUESTION = {"from": "human", "value": "<image>\nWhat?"}
 ANSWER = {"from": "gpt", "value": "A dog."}
@@ -243,7 +243,7 @@ def test_row_groups_are_kept_up_to_a_size(tmp_path, monkeypatch):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import write_table
 
-    from internvl2.train import parquet
+    from internvl2.train.data import parquet
 
     rows = [{"query": "Q" * 1000, "response": str(i)} for i in range(40)]
     table = pyarrow.Table.from_pylist(rows)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from internvl2.train.audit import PATIENCE, GradientAudit
+from internvl2.train.optimizers.audit import PATIENCE, GradientAudit
 
 
 class Parts(nn.Module):

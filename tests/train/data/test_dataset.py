@@ -13,8 +13,8 @@ from PIL import Image
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.processing.conversation import Message, Picture, Video
 from internvl2.processing.processor import Processor
-from internvl2.train.dataset import Dataset, Fault, Sample
-from internvl2.train.formats import (
+from internvl2.train.data.dataset import Dataset, Fault, Sample
+from internvl2.train.data.formats import (
     DataSet,
     Joined,
     SampleError,
@@ -22,10 +22,10 @@ from internvl2.train.formats import (
     from_records,
     open_source,
 )
-from internvl2.train.loader import Loader, LoaderOptions, Position
-from internvl2.train.mixture import training_loader, validation_loader
-from internvl2.train.order import sample_at, shuffled
-from internvl2.train.packing import Costs, Limits
+from internvl2.train.data.loader import Loader, LoaderOptions, Position
+from internvl2.train.data.mixture import training_loader, validation_loader
+from internvl2.train.data.order import sample_at, shuffled
+from internvl2.train.data.packing import Costs, Limits
 from internvl2.train.parallel import World
 from internvl2.train.recipe import DataSource, Packing, Recipe, Validation
 

@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from internvl2.processing.processor import PromptSize
-from internvl2.train.dataset import Dataset, Fault, Sample
-from internvl2.train.packing import LossWeighting, Pack, pack_samples, with_tile_bucket
+from internvl2.train.data.dataset import Dataset, Fault, Sample
+from internvl2.train.data.packing import LossWeighting, Pack, pack_samples, with_tile_bucket
 
 Result = TypeVar("Result")
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.processing.prompt import MediaSpan, Prompt
-from internvl2.train.packing import (
+from internvl2.train.data.packing import (
     IGNORED,
     Costs,
     Limits,

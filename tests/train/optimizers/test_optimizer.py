@@ -10,16 +10,16 @@ from torch import nn
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.model.internvl import random_model
-from internvl2.train.adamw import ExactAdamW
-from internvl2.train.optimizer import (
+from internvl2.train.optimizers.adamw import ExactAdamW
+from internvl2.train.optimizers.groups import (
     build_optimizer,
     freeze_parts,
     gradient_norms,
     parameter_groups,
     set_learning_rate,
 )
+from internvl2.train.optimizers.schedule import rate_factor
 from internvl2.train.recipe import Freeze, Optimizer, Schedule
-from internvl2.train.schedule import rate_factor
 
 SHAPES = [(300, 256), (8, 4, 32), (4, 3, 5, 5), (256,), (7,), (1,)]
 OPTIONS = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
@@ -80,8 +80,8 @@ def test_steps_that_plain_bf16_would_round_away_add_up():
 def test_large_parameters_are_updated_in_pieces(monkeypatch: pytest.MonkeyPatch):
     results = []
     for chunk, small in ((2**24, 2**16), (1000, 10)):
-        monkeypatch.setattr("internvl2.train.adamw.CHUNK", chunk)
-        monkeypatch.setattr("internvl2.train.adamw.SMALL", small)
+        monkeypatch.setattr("internvl2.train.optimizers.adamw.CHUNK", chunk)
+        monkeypatch.setattr("internvl2.train.optimizers.adamw.SMALL", small)
         ps = parameters(torch.bfloat16)
         optimizer = ExactAdamW(ps, **OPTIONS)
         for _ in range(3):
@@ -371,7 +371,7 @@ def test_schedules_have_their_shapes():
 @pytest.mark.slow
 @pytest.mark.parametrize("moments", ["fp32", "8bit"])
 def test_compiled_steps_are_those_of_eager_ones(monkeypatch: pytest.MonkeyPatch, moments):
-    monkeypatch.setattr("internvl2.train.adamw.SMALL", 300)
+    monkeypatch.setattr("internvl2.train.optimizers.adamw.SMALL", 300)
     twins = [parameters(torch.bfloat16) for _ in range(2)]
     optimizers = [
         ExactAdamW(ps, moments=moments, compiled=compiled)

@@ -12,11 +12,11 @@ from PIL import Image
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.processing.conversation import Message, Picture
 from internvl2.processing.processor import Processor
-from internvl2.train import workers as workers_module
-from internvl2.train.dataset import Dataset
-from internvl2.train.formats import from_records
-from internvl2.train.packing import Limits
-from internvl2.train.workers import Make, Measure, Workers
+from internvl2.train.data import workers as workers_module
+from internvl2.train.data.dataset import Dataset
+from internvl2.train.data.formats import from_records
+from internvl2.train.data.packing import Limits
+from internvl2.train.data.workers import Make, Measure, Workers
 
 
 @pytest.fixture

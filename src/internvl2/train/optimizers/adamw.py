@@ -2,8 +2,8 @@
 
 A bf16 weight has 8 bits: at fine-tuning rates nearly every step of plain bf16 AdamW is rounded away
 (96 % of the whole update in 200 steps at 1e-5). Here the missing 16 bits lie in the optimizer's
-state (`train.exact`), and the averages may take 8 bits each (`train.moments`). Everything is plain
-tensor arithmetic, which runs on any device.
+state (`exact`), and the averages may take 8 bits each (`moments`). Everything is plain tensor
+arithmetic, which runs on any device.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from internvl2.train.exact import join, split
-from internvl2.train.moments import (
+from internvl2.train.optimizers.exact import join, split
+from internvl2.train.optimizers.moments import (
     BLOCK,
     PositiveCodes,
     SignedCodes,

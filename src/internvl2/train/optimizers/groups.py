@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from internvl2.model.internvl import InternVL
-from internvl2.train.adamw import ExactAdamW
-from internvl2.train.muon import Muon
+from internvl2.train.optimizers.adamw import ExactAdamW
+from internvl2.train.optimizers.muon import Muon
 from internvl2.train.recipe import Freeze, Optimizer
 from internvl2.train.sharding import squared_lengths
 

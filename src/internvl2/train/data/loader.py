@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from internvl2.processing.processor import PromptSize
-from internvl2.train.dataset import Dataset, Fault
-from internvl2.train.packing import (
+from internvl2.train.data.dataset import Dataset, Fault
+from internvl2.train.data.packing import (
     Costs,
     LossWeighting,
     PackPlan,
@@ -25,7 +25,7 @@ from internvl2.train.packing import (
     Waiting,
     tile_buckets,
 )
-from internvl2.train.workers import Made, Make, Measure, Workers
+from internvl2.train.data.workers import Made, Make, Measure, Workers
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from internvl2.processing.processor import Processor
-from internvl2.train.dataset import Dataset
-from internvl2.train.formats import Source, SourceOptions, from_records, join, open_source
-from internvl2.train.loader import Loader, LoaderOptions, Position
-from internvl2.train.packing import Costs, Limits
+from internvl2.train.data.dataset import Dataset
+from internvl2.train.data.formats import Source, SourceOptions, from_records, join, open_source
+from internvl2.train.data.loader import Loader, LoaderOptions, Position
+from internvl2.train.data.packing import Costs, Limits
 from internvl2.train.parallel import World
 from internvl2.train.recipe import DataSource, Recipe
 

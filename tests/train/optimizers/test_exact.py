@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from internvl2.train.exact import join, split
+from internvl2.train.optimizers.exact import join, split
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

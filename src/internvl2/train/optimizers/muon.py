@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from internvl2.train.adamw import ExactAdamW, Group, move
-from internvl2.train.moments import decode_signed, encode_signed
+from internvl2.train.optimizers.adamw import ExactAdamW, Group, move
+from internvl2.train.optimizers.moments import decode_signed, encode_signed
 from internvl2.train.sharding import divided, local, own_rows, whole
 
 MOMENTUM = 0.95

@@ -11,9 +11,9 @@ from internvl2.processing.image import PictureOptions
 from internvl2.processing.processor import EncodeOptions, Processor
 from internvl2.processing.prompt import Prompt
 from internvl2.processing.readers import RecordOptions, from_opengvlab
-from internvl2.train.audit import GradientAudit
 from internvl2.train.loss import chunked_cross_entropy
-from internvl2.train.optimizer import build_optimizer, freeze_parts, gradient_norms
+from internvl2.train.optimizers.audit import GradientAudit
+from internvl2.train.optimizers.groups import build_optimizer, freeze_parts, gradient_norms
 from internvl2.train.recipe import Freeze, Optimizer
 
 pytestmark = pytest.mark.parity

@@ -9,8 +9,8 @@ from internvl2 import family
 from internvl2.checkpoint.store import load_model
 from internvl2.model.attention import PackedAttention
 from internvl2.model.rotary import Positions
-from internvl2.train.flops import pack_flops
-from internvl2.train.optimizer import freeze_parts
+from internvl2.train.monitoring.flops import pack_flops
+from internvl2.train.optimizers.groups import freeze_parts
 from internvl2.train.recipe import Freeze
 
 LENGTH, TILES = 128, 3

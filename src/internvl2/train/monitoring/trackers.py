@@ -4,7 +4,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from internvl2.train.log import Sink, StepRecord, ValidationRecord
+from internvl2.train.monitoring.log import Sink, StepRecord, ValidationRecord
 from internvl2.train.recipe import Recipe
 
 

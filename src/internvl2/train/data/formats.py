@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from internvl2.processing.conversation import Message
-from internvl2.train.line_index import (
+from internvl2.train.data.line_index import (
     SampleError,
     index_array,
     index_lines,
     parse_json,
     starts_with,
 )
-from internvl2.train.records import Reading, check_conversation, read_record
+from internvl2.train.data.records import Reading, check_conversation, read_record
 
 __all__ = [
     "Record",
@@ -194,7 +194,7 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
     if not path.is_file():
         raise FileNotFoundError(f"data set {path} is absent")
     if path.suffix == ".parquet":
-        from internvl2.train.parquet import open_parquet
+        from internvl2.train.data.parquet import open_parquet
 
         return _data_set(open_parquet(path), path, options)
     _refuse_packed(path)

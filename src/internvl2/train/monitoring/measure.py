@@ -6,11 +6,11 @@ import sys
 import torch
 
 from internvl2.config import InternVLConfig
-from internvl2.train.flops import Flops, pack_flops
-from internvl2.train.loader import Step
-from internvl2.train.log import StepRecord
+from internvl2.train.data.loader import Step
+from internvl2.train.data.packing import TrainBatch
+from internvl2.train.monitoring.flops import Flops, pack_flops
+from internvl2.train.monitoring.log import StepRecord
 from internvl2.train.optimization import Moved
-from internvl2.train.packing import TrainBatch
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Freeze
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from torch import nn
 
-from internvl2.train.optimizer import PARTS
+from internvl2.train.optimizers.groups import PARTS
 from internvl2.train.sharding import squared_lengths
 
 PATIENCE = 16

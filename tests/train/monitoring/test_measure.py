@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from internvl2 import family
-from internvl2.train import measure
-from internvl2.train.flops import pack_flops
-from internvl2.train.loader import Position, Step
-from internvl2.train.log import StepRecord
-from internvl2.train.measure import Meter
+from internvl2.train.data.loader import Position, Step
+from internvl2.train.data.packing import IGNORED, Pack, TrainBatch
+from internvl2.train.monitoring import measure
+from internvl2.train.monitoring.flops import pack_flops
+from internvl2.train.monitoring.log import StepRecord
+from internvl2.train.monitoring.measure import Meter
 from internvl2.train.optimization import Moved
-from internvl2.train.packing import IGNORED, Pack, TrainBatch
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Freeze
 

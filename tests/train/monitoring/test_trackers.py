@@ -11,9 +11,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from internvl2.train.log import StepRecord, ValidationRecord
+from internvl2.train.monitoring.log import StepRecord, ValidationRecord
+from internvl2.train.monitoring.trackers import TensorBoard, Wandb, open_trackers
 from internvl2.train.recipe import DataSource, Freeze, Packing, Recipe, Schedule, Validation
-from internvl2.train.trackers import TensorBoard, Wandb, open_trackers
 from internvl2.train.trainer import Trainer
 
 WANDB = """

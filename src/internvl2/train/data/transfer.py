@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from internvl2.train.packing import TrainBatch
+from internvl2.train.data.packing import TrainBatch
 
 STREAMING = ("cuda", "npu")
 """Kinds of device that copy and compute at the same time."""

@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from internvl2.train.line_index import SampleError
+from internvl2.train.data.line_index import SampleError
 
 KEPT_BYTES = 1 << 28
 """Row groups are kept up to this size in all; the last one always is."""

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from internvl2.train import log as log_module
-from internvl2.train.log import RunLog, StepRecord, ValidationRecord, draw, read_records
+from internvl2.train.monitoring import log as log_module
+from internvl2.train.monitoring.log import RunLog, StepRecord, ValidationRecord, draw, read_records
 
 
 def record(step: int) -> StepRecord:
