@@ -1,7 +1,6 @@
 """Records of a run are written once each, and drawn."""
 
 import io
-import logging
 import sys
 from dataclasses import replace
 from itertools import count
@@ -90,14 +89,15 @@ def test_a_run_that_ends_before_its_first_step_has_no_curves(tmp_path):
     assert not (tmp_path / "loss.png").exists()
 
 
-def test_a_line_says_how_long_the_other_steps_take(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("internvl2"), "propagate", True)
+def test_a_line_says_how_long_the_other_steps_take(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(log_module.logger, "info", lambda form, *words: lines.append(form % words))
     clock = count(step=1300)
     monkeypatch.setattr(log_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with caplog.at_level(logging.INFO), RunLog(tmp_path, 90, 100) as log:
+    with RunLog(tmp_path, 90, 100) as log:
         log.step(record(91))
         log.step(record(92))
-    assert [r.message.split("  ")[-1] for r in caplog.records] == ["3:15:00 left", "2:53:20 left"]
+    assert [line.split("  ")[-1] for line in lines] == ["3:15:00 left", "2:53:20 left"]
 
 
 def test_a_resumed_bar_counts_the_steps_before_it_as_done_but_not_as_fast(tmp_path, monkeypatch):
