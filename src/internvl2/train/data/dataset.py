@@ -58,10 +58,9 @@ class Dataset:
 
     def measure(self, ordinal: int) -> PromptSize | Fault:
         """What the sample will take, or why it cannot be used; no picture is decoded."""
-        try:
-            record = self._record(ordinal)
-        except SampleError as error:
-            return Fault(error.where, error.reason)
+        record = self._record(ordinal)
+        if isinstance(record, Fault):
+            return record
         try:
             size = self.processor.measure(self._messages(record), options=self._options())
         except (ValueError, OSError) as error:
@@ -73,10 +72,9 @@ class Dataset:
 
     def encode(self, ordinal: int) -> Sample | Fault:
         """The sample as the model reads it, or why it cannot be used."""
-        try:
-            record = self._record(ordinal)
-        except SampleError as error:
-            return Fault(error.where, error.reason)
+        record = self._record(ordinal)
+        if isinstance(record, Fault):
+            return record
         try:
             prompt = self.processor.encode(self._messages(record), options=self._options())
         except (ValueError, OSError) as error:
@@ -85,8 +83,11 @@ class Dataset:
             prompt = replace(prompt, tiles=self._recompressed(prompt.tiles, ordinal))
         return Sample(prompt, record.where)
 
-    def _record(self, ordinal: int) -> Record:
-        return self.source[sample_at(ordinal, len(self.source), self.seed, self.shuffle)]
+    def _record(self, ordinal: int) -> Record | Fault:
+        try:
+            return self.source[sample_at(ordinal, len(self.source), self.seed, self.shuffle)]
+        except SampleError as error:
+            return Fault(error.where, error.reason)
 
     def _options(self) -> EncodeOptions:
         return EncodeOptions(
