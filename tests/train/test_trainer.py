@@ -156,21 +156,20 @@ def test_a_run_from_scratch_does_not_use_the_checkpoint(recipe):
     assert not any(torch.equal(before[n], after[n]) for n in before if n.endswith("qkv.weight"))
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_recomputed_activations_change_nothing(recipe, tmp_path, share):
+def test_recomputed_activations_change_nothing(recipe, tmp_path):
     results = []
-    for name, recompute in (("kept", 0.0), ("again", share)):
+    for share in (0.0, 0.5, 1.0):
         own = replace(
             recipe,
-            output=str(tmp_path / name),
-            recompute=Recompute(recompute, recompute),
+            output=str(tmp_path / str(share)),
+            recompute=Recompute(share, share),
             drop_path=0.2,
             freeze=Freeze(vision=False),
             schedule=Schedule(max_steps=3),
         )
         train(own)
         results.append(losses(own))
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.parametrize(
@@ -189,14 +188,14 @@ def test_an_interrupted_run_goes_on_bit_by_bit(recipe, tmp_path, dtype, optimize
         raise KeyboardInterrupt
 
     recipe = replace(recipe, dtype=dtype, optimizer=optimizer, freeze=Freeze(vision=False))
-    recipe = replace(recipe, drop_path=0.2, schedule=Schedule(max_steps=6), save_every=2)
+    recipe = replace(recipe, drop_path=0.2, schedule=Schedule(max_steps=4), save_every=2)
     whole = replace(recipe, output=str(tmp_path / "whole"))
     train(whole)
     with pytest.raises(KeyboardInterrupt):
-        Trainer(replace(recipe, validation=Validation(every=5)), interrupt).run()
-    begun = records(recipe)[:4]
+        Trainer(replace(recipe, validation=Validation(every=3)), interrupt).run()
+    begun = records(recipe)[:2]
     train(recipe)
-    assert records(recipe)[:4] == begun  # with their times: they were not done again
+    assert records(recipe)[:2] == begun  # with their times: they were not done again
     assert losses(recipe) == losses(whole)
     expected = weights(whole.output)
     assert all(torch.equal(t, expected[n]) for n, t in weights(recipe.output).items())
