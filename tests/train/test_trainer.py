@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 from internvl2.checkpoint.store import load, load_model
+from internvl2.engine.engine import Engine
+from internvl2.engine.sequence import SamplingParams
 from internvl2.processing.conversation import Message, Picture
 from internvl2.train import step_loss
 from internvl2.train.monitoring.log import StepRecord, read_records
@@ -125,6 +127,16 @@ def test_a_run_learns_and_its_folder_is_a_model(recipe):
     changed = {n.split(".")[0] for n, t in weights(recipe.output).items() if (t != before[n]).any()}
     assert changed == {"projector", "decoder"}
     assert loaded.config.decoder.kind == "internlm2"
+
+
+def test_what_was_learned_under_the_mask_is_answered_token_by_token(recipe):
+    """A mask that shows answers to whom they are asked of also gives low losses, but no answers."""
+    train(replace(recipe, schedule=Schedule(max_steps=25)))
+    pictures = [Picture(Image.new("RGB", (112, 112), colour)) for colour in COLOURS.values()]
+    asked = [(Message.user(picture, "What colour?"),) for picture in pictures]
+    with Engine.load(recipe.output, device="cpu") as engine:
+        answers = engine.generate(asked, SamplingParams(max_tokens=8))
+    assert [answer.text for answer in answers] == list(COLOURS)
 
 
 def test_an_epoch_sees_every_sample_once(recipe):
@@ -268,6 +280,13 @@ def test_the_lowest_validation_loss_is_kept_as_a_model(recipe, samples):
     assert [record.step for record in measured] == [3, 6, 8]
     assert measured[-1].scores["loss"] < measured[0].scores["loss"]
     assert load(Path(recipe.output) / "best", device="cpu").config.decoder.num_layers > 0
+
+
+def test_absent_validation_data_are_told_before_the_first_step(recipe):
+    absent = Validation((DataSource("gone.jsonl"),), every=3)
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl is absent"):
+        train(replace(recipe, validation=absent))
+    assert not (Path(recipe.output) / "metrics.jsonl").exists()
 
 
 def test_scores_of_answers_are_asked_for_and_written_down(recipe):

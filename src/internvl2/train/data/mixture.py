@@ -53,10 +53,15 @@ def validation_loader(recipe: Recipe, processor: Processor, world: World) -> Loa
         workers=recipe.workers,
         idle_tiles=recipe.shard,
     )
-    plain = [replace(source, augment=False) for source in recipe.validation.data]
-    sources = [_open(source, processor.template.name) for source in plain]
+    sources = validation_sources(recipe, processor)
     dataset = _dataset(recipe, sources, processor, shuffle=False)
     return Loader(dataset, Costs.of(processor.config), options)
+
+
+def validation_sources(recipe: Recipe, processor: Processor) -> list[Source]:
+    """The validation data, opened; an error names a set that cannot be."""
+    plain = [replace(source, augment=False) for source in recipe.validation.data]
+    return [_open(source, processor.template.name) for source in plain]
 
 
 def _open(source: DataSource, template: str) -> Source:
