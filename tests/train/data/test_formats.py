@@ -150,21 +150,6 @@ def test_a_mistake_in_a_meta_file_is_named(tmp_path, entry, reason):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ('{"b": {}, "a": {"annotation": "a.jsonl"}}', "data set 'b' lacks an 'annotation'"),
-        ('{"a": {"annotation": "a"},\n "a": {}}', "the key 'a' is given twice"),
-        ('{"a": {\n"annotation": "a",}}', r"set\.json:2: not JSON"),
-        ('{"data":\n []}', "is one object with the keys 'data'"),
-    ],
-)
-def test_a_file_that_is_no_meta_file_is_told_apart(tmp_path, text, reason):
-    (tmp_path / "set.json").write_text(text)
-    with pytest.raises(ValueError, match=reason):
-        open_source(tmp_path / "set.json")
-
-
-@pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"\x1f\x8b\x08....", r"compressed \(gzip\); unpack it"),
@@ -342,6 +327,10 @@ def test_lines_are_counted_through_empty_ones(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        ('{"b": {}, "a": {"annotation": "a.jsonl"}}', "data set 'b' lacks an 'annotation'"),
+        ('{"a": {"annotation": "a"},\n "a": {}}', "the key 'a' is given twice"),
+        ('{"a": {\n"annotation": "a",}}', r"set\.json:2: not JSON"),
+        ('{"data":\n []}', "is one object with the keys 'data'"),
         ('[{"a": 1}', ":1: the JSON array is not closed"),
         ('[{"a": 1}]\n x', ":1: the JSON array ends before the file does"),
         ('[{"a": 1}\n {"b": 2}]', ":2: found '' between two objects"),
@@ -350,7 +339,7 @@ def test_lines_are_counted_through_empty_ones(tmp_path):
         ("\n ", "is empty"),
     ],
 )
-def test_a_damaged_array_is_refused_at_once(tmp_path, text, reason):
+def test_a_file_that_holds_no_data_set_is_refused_at_once(tmp_path, text, reason):
     (tmp_path / "set.json").write_text(text)
     with pytest.raises(ValueError, match=reason):
         open_source(tmp_path / "set.json")
