@@ -28,6 +28,8 @@ LossWeighting = Literal["token", "sample", "square"]
 IGNORED = -100
 """Label of a position from which nothing is learned."""
 PAD_TOKEN = 0
+PADDING = 512
+"""Tokens of padding that see each other: few, for attention costs the square of their number."""
 UNEVENNESS = 1.1
 """How much more arithmetic than the mean pack a pack may hold."""
 
@@ -202,7 +204,7 @@ class Pack:
 def pack_samples(
     samples: Sequence[Sample], length: int, weighting: LossWeighting = "token"
 ) -> Pack:
-    """Samples one after the other in a stream of `length`; the rest is a sequence of its own."""
+    """Samples one after the other in a stream of `length`; the rest is sequences of their own."""
     lengths = tuple(len(sample.prompt.token_ids) for sample in samples)
     used = sum(lengths)
     if used > length:
@@ -229,11 +231,17 @@ def pack_samples(
         labels=labels,
         weights=weights,
         visual_rows=np.concatenate(visual_rows),
-        lengths=(*lengths, length - used) if used < length else lengths,
+        lengths=(*lengths, *_padding(length - used)),
         tiles=np.concatenate(tiles) if tiles else np.zeros((0, 0, 0, 3), np.uint8),
         num_tiles=sum(map(len, tiles)),
         where=tuple(sample.where for sample in samples),
     )
+
+
+def _padding(tokens: int) -> list[int]:
+    """Lengths of the sequences that so much padding is cut into."""
+    whole, rest = divmod(tokens, PADDING)
+    return [PADDING] * whole + ([rest] if rest else [])
 
 
 def with_tile_bucket(pack: Pack, tile_size: int, bucket: int) -> Pack:
@@ -255,7 +263,7 @@ class TrainBatch:
     """
 
     tokens: "torch.Tensor"
-    """Int64 [tokens]; the padding at the end is a sequence of its own."""
+    """Int64 [tokens]; the padding at the end is sequences of their own."""
     positions: "Positions"
     lengths: tuple[int, ...]
     """Tokens of each sequence, the padding last."""
