@@ -95,6 +95,7 @@ def test_frozen_vision_layers_run_once():
     assert list(runs(each)) == [1] * 8
 
 
+@pytest.mark.slow
 def test_names_of_parameters_stay():
     plain, changed = model(), model()
     compile_layers(changed)
