@@ -10,7 +10,7 @@ from training_work import Work
 
 from internvl2.checkpoint.layouts import rules
 from internvl2.model.internvl import InternVL, random_model
-from internvl2.train.packing import Sample
+from internvl2.train.data.packing import Sample
 from internvl2.train.step_loss import pack_loss
 
 

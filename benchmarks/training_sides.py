@@ -20,9 +20,9 @@ from internvl2.config import InternVLConfig
 from internvl2.model.internvl import random_model
 from internvl2.model.parallel import compile_layers, recompute_layers
 from internvl2.model.vision import normalize
+from internvl2.train.data.packing import IGNORED, PAD_TOKEN, Sample
 from internvl2.train.optimization import Optimization
-from internvl2.train.optimizer import PARTS, freeze_parts
-from internvl2.train.packing import IGNORED, PAD_TOKEN, Sample
+from internvl2.train.optimizers.groups import PARTS, freeze_parts
 from internvl2.train.parallel import World
 from internvl2.train.preparation import training
 from internvl2.train.recipe import Recipe, Recompute

@@ -7,8 +7,7 @@ import numpy as np
 from internvl2.config import InternVLConfig
 from internvl2.family import find
 from internvl2.processing.prompt import MediaSpan, Prompt
-from internvl2.train.flops import Flops, pack_flops
-from internvl2.train.packing import (
+from internvl2.train.data.packing import (
     Costs,
     Limits,
     Sample,
@@ -19,6 +18,7 @@ from internvl2.train.packing import (
     tile_buckets,
     with_tile_bucket,
 )
+from internvl2.train.monitoring.flops import Flops, pack_flops
 from internvl2.train.recipe import Freeze
 
 TILES_PER_SAMPLE = (1, 3, 4, 5, 6, 7)

@@ -32,8 +32,8 @@ MAY_IMPORT = {
 }
 FACTS = {"config", "family", "device", "console"}
 SCHEDULING = {"engine.sequence", "engine.kv_cache", "engine.scheduler"}
-READING = ("recipe", "line_index", "records", "formats", "order", "packing", "dataset", "workers")
-PLANNING = {f"train.{name}" for name in READING}
+PREPARING = ("line_index", "records", "formats", "order", "packing", "dataset", "workers")
+PLANNING = {"train.recipe"} | {f"train.data.{name}" for name in PREPARING}
 """Worker processes start faster without torch."""
 SCORING = {"eval", "eval.metrics", "eval.vqa_words", "eval.questions"}
 TORCH_FREE = SCHEDULING | SCORING | PLANNING

@@ -177,7 +177,7 @@ def test_other_settings_need_another_folder(data: Path, tmp_path: Path, evaluate
     evaluate(data, *USUAL, "--out", tmp_path / "out")
     done = evaluate(data, *USUAL, "--out", tmp_path / "out", "--max-tiles", 6)
     assert done.code == 2
-    assert "max_tiles 12, but now it is 6; name another folder" in done.err
+    assert "max_tiles None, but now it is 6; name another folder" in done.err
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def test_cached_generation_equals_the_packed_forward(make_engine, tiny_models, p
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("budget", [3, 7, 16])
+@pytest.mark.parametrize("budget", [3, 16])
 def test_chunked_prefill_equals_whole(make_engine, prompts, kind, budget):
     engine = make_engine(kind, max_batch_tokens=budget, max_sequences=3)
     assert_same(results(engine, prompts), single(make_engine, prompts, kind))

@@ -158,7 +158,10 @@ def assert_equals_reference(model, parts, outputs):
     assert (expected.max(-1).values - chosen).max() < 1e-4
 
 
-@pytest.mark.parametrize("seed", range(12))
+MORE = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 12)]
+
+
+@pytest.mark.parametrize("seed", [*range(5), *MORE])
 def test_any_mix_equals_a_plain_forward_turn_after_turn(seed):
     rng = random.Random(seed)
     model = model_of(rng)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.model.attention import PackedAttention
@@ -96,6 +95,7 @@ def test_frozen_vision_layers_run_once():
     assert list(runs(each)) == [1] * 8
 
 
+@pytest.mark.slow
 def test_names_of_parameters_stay():
     plain, changed = model(), model()
     compile_layers(changed)
@@ -115,9 +115,12 @@ def test_a_share_above_one_is_refused():
         recompute_layers(model(), 1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_one_graph_serves_all_decoder_layers_and_all_lengths(monkeypatch: pytest.MonkeyPatch):
     """On the path of the GPU's kernel, which is imitated here."""
+    from torch._dynamo.testing import CompileCounter  # takes seconds
+
     monkeypatch.setattr("internvl2.model.attention._has_varlen_kernel", lambda q: True)
     monkeypatch.setattr(
         "internvl2.model.attention._varlen_attention",

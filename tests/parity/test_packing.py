@@ -11,15 +11,16 @@ from internvl2.checkpoint.store import load_model
 from internvl2.model.internvl import InternVL
 from internvl2.processing.image import PictureOptions
 from internvl2.processing.processor import Processor
-from internvl2.train.dataset import Dataset, Sample
-from internvl2.train.formats import SourceOptions, from_records
-from internvl2.train.packing import (
+from internvl2.train.data.dataset import Dataset, Sample
+from internvl2.train.data.formats import SourceOptions, from_records
+from internvl2.train.data.packing import (
     IGNORED,
     Limits,
     TrainBatch,
     pack_samples,
     with_tile_bucket,
 )
+from internvl2.train.step_loss import pack_loss
 
 pytestmark = pytest.mark.parity
 
@@ -100,7 +101,8 @@ def test_a_packed_loss_is_the_weighted_mean_of_separate_runs(case, packs):
         for weighting in WEIGHTINGS:
             pack = pack_samples(members, recorded["padded_length"], weighting)
             pack = with_tile_bucket(pack, model.config.tile_size, pack.num_tiles + 1)
-            loss = packed_loss(model, TrainBatch.of(pack))
+            batch = TrainBatch.of(pack)
+            loss = float(pack_loss(model, batch, 1 / batch.weight_sum))
             assert loss == pytest.approx(recorded["losses"][weighting]["separate_runs"], rel=1e-5)
 
 
@@ -120,10 +122,6 @@ def test_a_sample_learns_the_same_alone_and_in_company(case, packs):
 def token_losses(model: InternVL, pack) -> torch.Tensor:
     pack = with_tile_bucket(pack, model.config.tile_size, pack.num_tiles)
     return _losses(model, TrainBatch.of(pack))
-
-
-def packed_loss(model: InternVL, batch: TrainBatch) -> float:
-    return float((_losses(model, batch) * batch.weights).sum()) / batch.weight_sum
 
 
 def _losses(model: InternVL, batch: TrainBatch) -> torch.Tensor:

@@ -55,6 +55,7 @@ def test_the_metric_of_a_task_is_known(task: str):
     assert TASKS[task].metric in METRICS
 
 
+@pytest.mark.slow
 def test_a_mixture_has_every_task():
     drawn = {mixture(number, "train").task for number in range(600)}
     assert drawn == set(TASKS)

@@ -11,6 +11,8 @@ from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.tasks import chinese, scene, talk, unreadable
 from internvl2.synthetic.words import Split, characters
 
+pytestmark = pytest.mark.slow
+
 
 def answers(task: str, split: Split, questions: tuple[str, ...], count: int = 400) -> set[str]:
     turns = [turn for i in range(count) for turn in sample(task, i, split).turns]

@@ -8,6 +8,8 @@ from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.sample import Sample
 from internvl2.synthetic.tasks import several
 
+pytestmark = pytest.mark.slow
+
 
 def samples(split: str = "train", difficulty: float = 1.0, count: int = 200) -> list[Sample]:
     return [several.make(Draw(seed, split, "several"), difficulty) for seed in range(count)]

@@ -8,6 +8,8 @@ from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.photos import photo
 from internvl2.synthetic.tasks.unreadable import NAMES
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_same_question_about_a_picture_has_one_answer():
     answers: dict[str, set[str]] = {}

@@ -10,6 +10,8 @@ from internvl2.synthetic.sample import Sample
 from internvl2.synthetic.tasks import video
 from internvl2.synthetic.tasks.video import DIAGONAL, STRAIGHT
 
+pytestmark = pytest.mark.slow
+
 WAYS = STRAIGHT | DIAGONAL
 
 

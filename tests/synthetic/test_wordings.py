@@ -7,6 +7,8 @@ from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.sample import Turn
 from internvl2.synthetic.wordings import READ, READ_CHINESE, spoken, vary
 
+pytestmark = pytest.mark.slow
+
 
 def forms(question: str) -> set[str]:
     return {vary(Draw(number, "train", "test"), question) for number in range(300)}

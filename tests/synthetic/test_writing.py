@@ -69,7 +69,7 @@ def test_a_video_is_a_folder_of_frames(tmp_path: Path):
 
 
 def test_the_trainer_reads_what_was_written(tmp_path: Path):
-    from internvl2.train.formats import SourceOptions, open_source
+    from internvl2.train.data.formats import SourceOptions, open_source
 
     write(tmp_path, Request(10, ("reading", "several", "video", "talk", "grounding")))
     source = open_source(tmp_path / META, SourceOptions())

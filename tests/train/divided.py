@@ -14,8 +14,8 @@ from torch import nn
 
 from internvl2 import device as devices
 from internvl2.train import step_loss
-from internvl2.train.adamw import ExactAdamW
 from internvl2.train.checkpointer import Checkpointer, Progress
+from internvl2.train.optimizers.adamw import ExactAdamW
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Recipe
 from internvl2.train.sharding import (

@@ -114,11 +114,13 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
     try:
         writer.save(Progress(2, {}), {"weight": torch.zeros(2**20)})
-        with pytest.raises(OSError, match=r"checkpoint .*step-00000002 was not written") as caught:
+        with pytest.raises(
+            OSError, match=r"step-00000002 was not written.*File too large"
+        ) as caught:
             writer.finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert caught.value.errno in (errno.EFBIG, errno.ENOSPC, errno.EIO)
+    assert caught.value.errno == errno.EFBIG
     assert load(tmp_path).progress.step == 1
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 

@@ -12,8 +12,8 @@ from internvl2.checkpoint.hub import resolve
 from internvl2.engine.engine import Engine
 from internvl2.engine.sequence import SamplingParams
 from internvl2.processing.conversation import Message, Picture
-from internvl2.train.log import read_records
-from internvl2.train.order import mix
+from internvl2.train.data.order import mix
+from internvl2.train.monitoring.log import read_records
 from internvl2.train.recipe import (
     Freeze,
     Optimizer,
@@ -91,6 +91,7 @@ def losses(recipe: Recipe) -> list[float]:
     return [record.loss for record in read_records(Path(recipe.output) / "metrics.jsonl")[0]]
 
 
+@pytest.mark.slow
 def test_a_drawn_task_is_begun_to_be_learned(recipe):
     drawn = replace(recipe, synthetic=(Synthetic(("shapes",), difficulty=(0.0, 0.0)),))
     Trainer(drawn).run()
@@ -98,6 +99,7 @@ def test_a_drawn_task_is_begun_to_be_learned(recipe):
     assert sum(losses(drawn)[-5:]) / 5 < 4
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_from_the_weights_of_the_one_before(recipe):
     shapes = (Synthetic(("shapes",), difficulty=(0.0, 0.0)),)
     first = replace(recipe, synthetic=shapes)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from internvl2.checkpoint.store import load_model
 from internvl2.train import preparation
-from internvl2.train.log import StepRecord, read_records
+from internvl2.train.monitoring.log import StepRecord, read_records
 from internvl2.train.recipe import (
     DataSource,
     Freeze,
@@ -159,24 +159,13 @@ def base(data, folder) -> Recipe:
     return recipe_of(data(*CHECKPOINT), samples(folder), folder / "run")
 
 
-@dataclass(frozen=True)
-class Runs:
-    exact: Twins
-    resumed: Twins
-
-
 @pytest.fixture(scope="module")
-def runs(base, folder) -> Runs:
-    """All that two processes do in the tests that are always run."""
-    validation = Validation(base.data, every=2)
-    exact = twins(replace(base, validation=validation), folder, "exact")
-    resumed = twins(base, folder, "resumed")
-    in_one_process(unfinished(resumed.divided, 2))
-    in_two_processes(folder, exact.divided, unfinished(resumed.divided, 4))
-    in_one_process(unfinished(replace(resumed.divided, shard=False), 6))
-    in_one_process(exact.alone)
-    in_one_process(unfinished(resumed.alone, 6))
-    return Runs(exact, resumed)
+def exact(base, folder) -> Twins:
+    """What two processes do in the tests that are always run; starting them takes most of it."""
+    runs = twins(replace(base, validation=Validation(base.data, every=2)), folder, "exact")
+    in_two_processes(folder, runs.divided)
+    in_one_process(runs.alone)
+    return runs
 
 
 def twins(recipe: Recipe, folder: Path, name: str) -> Twins:
@@ -186,8 +175,9 @@ def twins(recipe: Recipe, folder: Path, name: str) -> Twins:
     )
 
 
-def test_two_processes_with_divided_weights_have_the_losses_of_one(runs):
-    alone, divided = records(runs.exact.alone), records(runs.exact.divided)
+@pytest.mark.slow
+def test_two_processes_with_divided_weights_have_the_losses_of_one(exact):
+    alone, divided = records(exact.alone), records(exact.divided)
     assert [r.loss for r in divided] == pytest.approx([r.loss for r in alone], rel=1e-6)
     for one, two in zip(alone, divided, strict=True):
         assert two.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
@@ -195,35 +185,30 @@ def test_two_processes_with_divided_weights_have_the_losses_of_one(runs):
         assert one.grad_norm["total"] > 1  # and so clipped
 
 
-def test_the_divided_run_met_every_kind_of_pack(runs):
-    found = [pack for rank in (0, 1) for pack in packs(runs.exact.divided, rank)]
+def test_the_divided_run_met_every_kind_of_pack(exact):
+    found = [pack for rank in (0, 1) for pack in packs(exact.divided, rank)]
     assert any(not pack.tiles for pack in found)
     assert any(pack.tiles and not pack.num_tiles for pack in found)
     assert any(not pack.num_tokens for pack in found)
 
 
-def test_both_processes_run_vision_in_the_same_packs(runs):
-    ran = [[bool(pack.tiles) for pack in packs(runs.exact.divided, rank)] for rank in (0, 1)]
+def test_both_processes_run_vision_in_the_same_packs(exact):
+    ran = [[bool(pack.tiles) for pack in packs(exact.divided, rank)] for rank in (0, 1)]
     assert ran[0] == ran[1]
 
 
-def test_divided_weights_become_a_whole_model_in_the_end(runs):
-    start = weights(runs.exact.alone.model)
-    alone, divided = (weights(r.output) for r in (runs.exact.alone, runs.exact.divided))
+def test_divided_weights_become_a_whole_model_in_the_end(exact):
+    start = weights(exact.alone.model)
+    alone, divided = (weights(r.output) for r in (exact.alone, exact.divided))
     assert distance(divided, alone) < 1e-2 * distance(alone, start)
 
 
-def test_validation_of_divided_weights_is_that_of_whole_ones(runs):
+def test_validation_of_divided_weights_is_that_of_whole_ones(exact):
     for name in ("loss", "total"):
-        alone, divided = scores(runs.exact.alone, name), scores(runs.exact.divided, name)
+        alone, divided = scores(exact.alone, name), scores(exact.divided, name)
         assert divided == pytest.approx(alone, rel=1e-5)
-    best, last = (weights(Path(runs.exact.divided.output) / name) for name in ("best", ""))
+    best, last = (weights(Path(exact.divided.output) / name) for name in ("best", ""))
     assert distance(best, last) == 0  # the loss fell to the end
-
-
-def test_a_run_goes_from_one_process_to_two_and_back(runs):
-    assert len(losses(runs.resumed.alone)) == 6
-    assert losses(runs.resumed.divided) == pytest.approx(losses(runs.resumed.alone), rel=1e-6)
 
 
 BYTES = Optimizer(learning_rate=1e-3, moments="8bit")
@@ -240,10 +225,11 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def other_runs(base, folder) -> dict[str, Twins]:
-    """Each goes on in one process after half of the steps in two."""
+    """Each goes on in one process after half of the steps in two; one was begun in one."""
     runs = {}
     for name, (changes, _) in OTHERS.items():
         runs[name] = twins(replace(base, **changes), folder, name)
+    in_one_process(unfinished(replace(runs["frozen"].divided, shard=False), 1))
     in_two_processes(folder, *(unfinished(run.divided, 3) for run in runs.values()))
     for run in runs.values():
         in_one_process(unfinished(replace(run.divided, shard=False), 6))
@@ -266,7 +252,7 @@ def test_one_process_divides_nothing_and_says_so(base, folder, monkeypatch):
     assert any("nothing is divided" in words for words in said)
 
 
-def test_each_process_writes_its_part_of_a_checkpoint(runs):
-    (newest,) = (Path(runs.exact.divided.output) / "checkpoints").iterdir()
+def test_each_process_writes_its_part_of_a_checkpoint(exact):
+    (newest,) = (Path(exact.divided.output) / "checkpoints").iterdir()
     sizes = [(newest / f"__{rank}_0.distcp").stat().st_size for rank in (0, 1)]
     assert max(sizes) < 1.1 * min(sizes)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from internvl2.checkpoint.store import load_model
-from internvl2.train.log import read_records
+from internvl2.train.monitoring.log import read_records
 from internvl2.train.recipe import DataSource, Freeze, Optimizer, Packing, Recipe, Schedule
 from internvl2.train.trainer import Trainer
 

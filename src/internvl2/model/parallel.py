@@ -27,11 +27,10 @@ def recompute_layers(model: InternVL, vision: float = 0.0, decoder: float = 0.0)
             layer.forward = _recomputed(layer)
 
 
-def compile_layers(model: InternVL, *, vision: bool = True, decoder: bool = True) -> None:
+def compile_layers(model: InternVL) -> None:
     """Compile each layer; to be called before `recompute_layers`, which runs compiled layers."""
-    for layers, wanted in ((model.vision.layers, vision), (model.decoder.layers, decoder)):
-        for layer in layers if wanted else ():
-            layer.forward = torch.compile(layer.forward)
+    for layer in (*model.vision.layers, *model.decoder.layers):
+        layer.forward = torch.compile(layer.forward)
 
 
 def _recomputed(layer: nn.Module) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ A checkpoint is copied to host memory, written by a thread into a hidden folder,
 manifest, flushed, and only then given its name: killed at any moment, a run has its last one.
 """
 
+import errno
 import json
 import logging
 import os
@@ -218,8 +219,12 @@ def _summed(path: Path) -> list[int]:
 def _clear(error: CheckpointException, final: Path) -> OSError:
     """The first failure of any process, as the error it was."""
     rank, (failure, _) = next(iter(error.failures.items()))
-    number = failure.errno if isinstance(failure, OSError) else None
-    return OSError(number or 5, f"checkpoint {final} was not written (process {rank}): {failure}")
+    beneath: BaseException | None = failure
+    while beneath is not None and not isinstance(beneath, OSError):
+        beneath = beneath.__cause__ or beneath.__context__  # PyTorch's words do not say "disk full"
+    number = errno.EIO if beneath is None else beneath.errno
+    reason = failure if beneath is None else beneath.strerror or beneath
+    return OSError(number, f"checkpoint {final} was not written (process {rank}): {reason}")
 
 
 def _flush_folder(folder: Path) -> None:

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from internvl2.model.internvl import InternVL
-from internvl2.train.audit import GradientAudit
 from internvl2.train.checkpointer import StoredTensor
-from internvl2.train.optimizer import build_optimizer, gradient_norms, set_learning_rate
+from internvl2.train.optimizers.audit import GradientAudit
+from internvl2.train.optimizers.groups import build_optimizer, gradient_norms, set_learning_rate
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Recipe
 from internvl2.train.sharding import divided, empty_rows

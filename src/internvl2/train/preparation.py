@@ -20,7 +20,7 @@ from internvl2.config import InternVLConfig
 from internvl2.model.internvl import InternVL
 from internvl2.model.parallel import compile_layers, recompute_layers
 from internvl2.processing.processor import Processor
-from internvl2.train.optimizer import freeze_parts
+from internvl2.train.optimizers.groups import freeze_parts
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Recipe
 from internvl2.train.sharding import local, own_parts, shard

@@ -15,18 +15,18 @@ from torch import Tensor
 from internvl2 import device as devices
 from internvl2.model.internvl import InternVL
 from internvl2.train.checkpointer import Checkpointer, Progress, StoredTensor
-from internvl2.train.formats import Indexed
-from internvl2.train.loader import Position, Step
-from internvl2.train.log import StepRecord
-from internvl2.train.measure import Meter
-from internvl2.train.mixture import training_loader, validation_loader
+from internvl2.train.data.formats import Indexed
+from internvl2.train.data.loader import Position, Step
+from internvl2.train.data.mixture import training_loader, validation_loader, validation_sources
+from internvl2.train.data.transfer import arriving
+from internvl2.train.monitoring.log import StepRecord
+from internvl2.train.monitoring.measure import Meter
 from internvl2.train.optimization import Optimization
+from internvl2.train.optimizers.schedule import rate_factor
 from internvl2.train.parallel import World
 from internvl2.train.preparation import compiles, prepare, training
 from internvl2.train.recipe import Recipe
-from internvl2.train.schedule import rate_factor
 from internvl2.train.sharding import gather, is_divided, release, require_room
-from internvl2.train.transfer import arriving
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Run:
         prepared = prepare(recipe, world)
         self.model, self.processor = prepared.model, prepared.processor
         self._loss = prepared.loss
+        validation_sources(recipe, self.processor)  # or a wrong path is found hours later
         compiled = compiles(recipe, world.device)
         self._optimization = Optimization(self.model, recipe, compiled=compiled)
         self._meter = Meter(prepared.config, recipe.freeze, world)
@@ -207,6 +208,8 @@ class Run:
         )
 
 
-def _places(packs: Step) -> str:
-    """Where the step's samples of this process stand."""
-    return ", ".join(place for batch in packs.batches for place in batch.where)
+def _places(packs: Step, most: int = 20) -> str:
+    """Where the first of the step's samples of this process stand."""
+    places = [place for batch in packs.batches for place in batch.where]
+    more = f" and {len(places) - most} more" if len(places) > most else ""
+    return ", ".join(places[:most]) + more

@@ -4,8 +4,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from internvl2.model.internvl import InternVL
+from internvl2.train.data.packing import TrainBatch
 from internvl2.train.loss import chunked_cross_entropy
-from internvl2.train.packing import TrainBatch
 
 
 class PackLoss(nn.Module):

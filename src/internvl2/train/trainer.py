@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from internvl2.model.internvl import InternVL
 from internvl2.processing.processor import Processor
-from internvl2.train.formats import Indexed, indexed
-from internvl2.train.log import RunLog, StepRecord, ValidationRecord
+from internvl2.train.data.formats import Indexed, indexed
+from internvl2.train.monitoring.log import RunLog, StepRecord, ValidationRecord
+from internvl2.train.monitoring.trackers import open_trackers, require_trackers
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Recipe
 from internvl2.train.run import Run
 from internvl2.train.run_folder import RunFolder
-from internvl2.train.trackers import open_trackers, require_trackers
 
 logger = logging.getLogger(__name__)
 

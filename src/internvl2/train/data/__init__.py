@@ -1,0 +1,1 @@
+"""From files of any form to packs on the device: sources, order, packing, worker processes."""

@@ -1,0 +1,1 @@
+"""How a run is watched: speed, arithmetic, lines and records, curves and trackers."""
