@@ -27,7 +27,7 @@ def test_a_sample_is_the_same_each_time(task: str):
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("difficulty", LEVELS)
 def test_samples_are_pictures_with_questions_and_answers(task: str, difficulty: float):
-    for number in range(30):
+    for number in range(12):
         made = sample(task, number, "train", difficulty)
         assert made.task == task
         assert made.turns
@@ -38,12 +38,10 @@ def test_samples_are_pictures_with_questions_and_answers(task: str, difficulty: 
             assert 100 <= min(image.size) <= max(image.size) <= 1300
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_splits_share_no_sample(task: str):
-    if task in ("talk", "unreadable"):
-        pytest.skip("who it is, and that it sees nothing, is true in both")
+@pytest.mark.parametrize("task", [task for task in TASKS if task not in ("talk", "unreadable")])
+def test_the_splits_share_no_sample_but_who_it_is_and_that_it_sees_nothing(task: str):
     train, test = (
-        {str(fingerprint(sample(task, number, split))[1:]) for number in range(60)}
+        {str(fingerprint(sample(task, number, split))[1:]) for number in range(30)}
         for split in ("train", "test")
     )
     assert not train & test

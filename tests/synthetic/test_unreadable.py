@@ -3,6 +3,8 @@
 import math
 from collections import Counter
 
+import pytest
+
 from internvl2.synthetic.catalogue import sample
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.photos import photo

@@ -33,6 +33,8 @@ SOURCE = Path(__file__).parents[2] / "src"
 PROCESS = Path(__file__).with_name("divided.py")
 CHECKPOINT = ("official", "A_internlm2", "checkpoint")
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -175,7 +177,6 @@ def twins(recipe: Recipe, folder: Path, name: str) -> Twins:
     )
 
 
-@pytest.mark.slow
 def test_two_processes_with_divided_weights_have_the_losses_of_one(exact):
     alone, divided = records(exact.alone), records(exact.divided)
     assert [r.loss for r in divided] == pytest.approx([r.loss for r in alone], rel=1e-6)
@@ -237,7 +238,6 @@ def other_runs(base, folder) -> dict[str, Twins]:
     return runs
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_optimizer_learns_the_same_from_divided_weights(other_runs, name):
     alone, divided = other_runs[name].alone, other_runs[name].divided

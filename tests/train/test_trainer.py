@@ -168,6 +168,7 @@ def test_a_run_from_scratch_does_not_use_the_checkpoint(recipe):
     assert not any(torch.equal(before[n], after[n]) for n in before if n.endswith("qkv.weight"))
 
 
+@pytest.mark.slow
 def test_recomputed_activations_change_nothing(recipe, tmp_path):
     results = []
     for share in (0.0, 0.5, 1.0):
