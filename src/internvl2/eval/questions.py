@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from internvl2.eval.metrics import METRICS, check_targets
 from internvl2.processing.conversation import Message, Part, Picture, Text, Video
@@ -24,6 +24,7 @@ OF_QUESTIONS = ("question", "image", "images", "video")
 _URL = re.compile(r"(https?|data):", re.IGNORECASE)
 
 
+@runtime_checkable
 class Asked(Protocol):
     """What is asked and what would be right, wherever it comes from."""
 
