@@ -212,11 +212,12 @@ def test_memory_holds_one_shard_and_one_tensor_at_most(start, layout, tiny, tmp_
     save(random_model(config), None, tmp_path / "source", start, 60_000_000)
     size = sum(path.stat().st_size for path in (tmp_path / "source").glob("model*"))
     code = f"""
-        import threading, time, sys
+        import threading, time
+        from pathlib import Path
         import torch
         from internvl2.checkpoint.config_files import read_config
         from internvl2.checkpoint.convert import convert
-        from internvl2.checkpoint.source import parameter_shapes
+        from internvl2.checkpoint.source import open_checkpoint
 
         def anonymous():
             with open("/proc/self/status") as file:
@@ -229,7 +230,8 @@ def test_memory_holds_one_shard_and_one_tensor_at_most(start, layout, tiny, tmp_
                 time.sleep(0.001)
 
         torch.set_num_threads(1)
-        parameter_shapes(read_config({str(tmp_path / "source")!r}))  # torch imports what it needs
+        source = Path({str(tmp_path / "source")!r})
+        open_checkpoint(source, read_config(source))  # torch imports what it needs
         before = anonymous()
         thread = threading.Thread(target=watch)
         thread.start()
