@@ -183,6 +183,12 @@ class InternVLConfig:
         return round(1 / self.downsample_ratio)
 
     @property
+    def used_vision_layers(self) -> int:
+        """How many layers of the tower are run: some members read an earlier state."""
+        last = self.select_layer
+        return last if last >= 0 else self.vision.num_layers + 1 + last
+
+    @property
     def peak_values_per_tile(self) -> int:
         """Most numbers that the vision tower holds at once for a tile, estimated from above."""
         vision = self.vision

@@ -55,8 +55,7 @@ class InternVL(nn.Module):
     ) -> Float[Tensor, "tiles visual dim"]:
         """Visual tokens of tiles that are already normalised (official `extract_feature`)."""
         config = self.config
-        used = config.select_layer
-        x = self.vision(pixels, used if used >= 0 else config.vision.num_layers + 1 + used)
+        x = self.vision(pixels, config.used_vision_layers)
         side = pixels.shape[-1] // config.vision.patch_size
         x = rearrange(x[:, 1:], "tiles (h w) c -> tiles h w c", h=side)
         pattern = PIXEL_SHUFFLE[config.ps_version]

@@ -58,9 +58,8 @@ def freeze_parts(model: InternVL, freeze: Freeze) -> None:
 
 
 def used_vision_layers(model: InternVL) -> int:
-    """How many layers of the tower are run; some members read an earlier state than the last."""
-    used = model.config.select_layer
-    return used if used >= 0 else model.config.vision.num_layers + 1 + used
+    """How many layers of the tower are run."""
+    return model.config.used_vision_layers
 
 
 def parameter_groups(model: InternVL, settings: Optimizer) -> list[ParameterGroup]:
