@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from internvl2.family import find
-from internvl2.train.recipe import DataSource, Freeze, Recipe, names
+from internvl2.train.recipe import DataSource, Freeze, Lora, Recipe, names
 
 
 class Published(NamedTuple):
@@ -37,12 +37,13 @@ PADDLEMIX = {
     f"{size}-paddlemix": Published(f"internvl2-{size}", 4e-5, 0.01, 0.1)
     for size in ("1b", "2b", "8b")
 }
+LORA = {f"{size}-lora": full._replace(drop_path=0.0) for size, full in OFFICIAL.items()}
 
 NANO = ("nano", *(f"nano-{stage}" for stage in range(1, 5)))
 
 
 def test_every_released_size_has_a_recipe():
-    assert set(names()) == OFFICIAL.keys() | PADDLEMIX.keys() | set(NANO)
+    assert set(names()) == OFFICIAL.keys() | PADDLEMIX.keys() | LORA.keys() | set(NANO)
 
 
 @pytest.mark.parametrize("name", NANO)
@@ -55,7 +56,7 @@ def test_a_stage_of_nano_trains_all_of_the_model_before_it(name):
     assert recipe.packing.tokens >= recipe.packing.tiles * 256
 
 
-@pytest.mark.parametrize("name", OFFICIAL | PADDLEMIX)
+@pytest.mark.parametrize("name", OFFICIAL | PADDLEMIX | LORA)
 def test_a_packaged_recipe_has_the_published_values(name):
     recipe = Recipe.read(name)
     optimizer, schedule = recipe.optimizer, recipe.schedule
@@ -63,18 +64,33 @@ def test_a_packaged_recipe_has_the_published_values(name):
         recipe.model, optimizer.learning_rate, optimizer.weight_decay, recipe.drop_path
     )
     assert find(recipe.model).name == recipe.model
-    assert found == (OFFICIAL | PADDLEMIX)[name]
+    assert found == (OFFICIAL | PADDLEMIX | LORA)[name]
     assert (optimizer.betas, optimizer.eps, optimizer.max_grad_norm) == ((0.9, 0.999), 1e-8, 1.0)
     assert (schedule.kind, schedule.warmup_ratio, schedule.epochs) == ("cosine", 0.03, 1.0)
-    assert recipe.freeze == Freeze(vision=True, projector=False, decoder=False, vision_last=0)
+    assert recipe.freeze == Freeze(projector=name in LORA)
+    assert recipe.lora == (Lora(decoder_rank=16, alpha=32) if name in LORA else Lora())
     assert (recipe.max_tiles, recipe.save_every) == (6, 200)
-    assert recipe.packing.tokens * recipe.packs_per_step == 32 * 8192
-    assert recipe.packing.tiles == (15 if name in PADDLEMIX else 30)
+    share = 8 if name in LORA else 1  # of 128 samples a step
+    assert recipe.packing.tokens * recipe.packs_per_step * share == 32 * 8192
+    assert recipe.packing.tiles == (30 if name in OFFICIAL else 15)
+
+
+def test_a_part_with_adapters_keeps_its_own_weights():
+    kept = Recipe("m", freeze=Freeze(vision=False), lora=Lora(decoder_rank=4)).kept
+    assert (kept.vision, kept.projector, kept.decoder, kept.freezes_head) == (
+        False,
+        False,
+        True,
+        True,
+    )
+    head = Recipe("m", freeze=Freeze(head=False), lora=Lora(decoder_rank=4)).kept
+    assert not head.freezes_head
 
 
 def test_what_is_written_reads_back_equal(tmp_path):
     data = (DataSource("a.jsonl", repeat=0.5), DataSource('b "quoted".jsonl', root="/x"))
-    recipe = Recipe(model="m", data=data, dtype="float32", seed=7)
+    lora = Lora(vision_rank=4, rslora=True)
+    recipe = Recipe("m", data=data, lora=lora, quantize=None, dtype="float32", seed=7)
     recipe.write(tmp_path / "recipe.toml")
     assert Recipe.read(tmp_path / "recipe.toml") == recipe
 
@@ -96,6 +112,21 @@ def test_what_is_written_reads_back_equal(tmp_path):
         ("seed = 1", "`model` is missing"),
         ('model = "m"\noptimizer = 3', "`optimizer` is 3; it must be a table"),
         ('model = "m"\ncompile = 1', "`compile` is 1; it must be true or false"),
+        (
+            'model = "m"\nquantize = "nf4"',
+            "decoder's own weights are trained; give lora.decoder_rank",
+        ),
+        ('model = "m"\nquantize = "nf4"\nfreeze.decoder = true', "nothing has adapters"),
+        ('model = "m"\nquantize = "fp4"', "`quantize` is 'fp4'; it must be one of 'nf4'"),
+        ('model = "m"\n[lora]\nalpha = 16', "lora has values but no adapters"),
+        ('model = "m"\n[lora]\ndecoder_rank = -1', "lora.decoder_rank is -1"),
+        ('model = "m"\n[lora]\nvision_rank = 4\nalpha = 0', "lora.alpha is 0.0; .* above 0"),
+        ('model = "m"\n[lora]\nvision_rank = 4\ndropout = 1.0', "lora.dropout is 1.0"),
+        ('model = "m"\nfrom_scratch = true\nlora.vision_rank = 4', "lora and from_scratch"),
+        (
+            'model = "m"\nfreeze.vision_last = 1\nlora.vision_rank = 4',
+            "lora.vision_rank is 4 and freeze.vision_last is 1",
+        ),
         ("model = ", "recipe.toml: Invalid value"),
     ],
 )

@@ -1,16 +1,14 @@
 """What a training run is: the dataclass tree that a TOML file fills, read strictly."""
 
 import difflib
-import json
-import math
 import tomllib
-import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from internvl2.config import DTypeName
+from internvl2.train.recipe_file import fill, lines
 
 MOST_VALIDATED = 1_000_000
 """All samples of a validation are looked at each time."""
@@ -77,7 +75,7 @@ class Synthetic:
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """Which parts keep their weights."""
+    """Which parts keep their weights; one with adapters keeps them whatever is said here."""
 
     vision: bool = True
     """The vision tower."""
@@ -86,7 +84,8 @@ class Freeze:
     decoder: bool = False
     """Embedding and layers of the language model."""
     head: bool | None = None
-    """The last linear map of the language model; frozen with the decoder unless given."""
+    """The last linear map of the language model; frozen with the decoder, also with one that has
+    adapters, unless given."""
     vision_last: int = 0
     """So many last layers of a frozen vision tower are trained all the same."""
 
@@ -97,6 +96,40 @@ class Freeze:
     def freezes_head(self) -> bool:
         """Whether the head keeps its weights."""
         return self.decoder if self.head is None else self.head
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Adapters: products of two narrow matrices, learned beside the matrices of frozen layers."""
+
+    decoder_rank: int = 0
+    """Width of the decoder's adapters; 0 for none. The decoder then trains nothing else."""
+    vision_rank: int = 0
+    """The same for the vision tower."""
+    alpha: float | None = None
+    """Adapters count alpha / rank times; twice the rank unless given."""
+    dropout: float = 0.05
+    """Share of an adapter's inputs that a training step leaves out."""
+    dora: bool = False
+    """Also learn the length of every row of the adapted matrices (DoRA, 2402.09353)."""
+    rslora: bool = False
+    """Adapters count alpha / root of rank times (2312.03732)."""
+
+    def __post_init__(self) -> None:
+        _require_from(0, "lora.decoder_rank", self.decoder_rank)
+        _require_from(0, "lora.vision_rank", self.vision_rank)
+        above = self.alpha is None or self.alpha > 0
+        _require(above, "lora.alpha", self.alpha, "above 0")
+        _require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "from 0 to below 1")
+        if not self.is_used and any(getattr(self, f.name) != f.default for f in fields(self)):
+            raise ValueError(
+                "lora has values but no adapters; give lora.decoder_rank or lora.vision_rank"
+            )
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any part has adapters."""
+        return self.decoder_rank + self.vision_rank > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +259,9 @@ class Recipe:
     synthetic: tuple[Synthetic, ...] = ()
     """Drawn samples that join it."""
     freeze: Freeze = field(default_factory=Freeze)
+    lora: Lora = field(default_factory=Lora)
+    quantize: Literal["nf4"] | None = None
+    """Keep the decoder's frozen matrices in 4 bits (QLoRA, 2305.14314); beside adapters alone."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     packing: Packing = field(default_factory=Packing)
@@ -273,6 +309,16 @@ class Recipe:
         for name in ("workers", "skip_bad_samples"):
             _require_from(0, name, getattr(self, name))
         _require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "from 0 to below 1")
+        _require_sound_adapters(self)
+
+    @property
+    def kept(self) -> Freeze:
+        """Which parts' own weights stay as they are: those of `freeze`, and the adapted ones."""
+        return replace(
+            self.freeze,
+            vision=self.freeze.vision or self.lora.vision_rank > 0,
+            decoder=self.freeze.decoder or self.lora.decoder_rank > 0,
+        )
 
     @classmethod
     def read(cls, name: str | Path) -> "Recipe":
@@ -282,11 +328,11 @@ class Recipe:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: {error}") from None
-        return _fill(cls, table, str(path), "")
+        return fill(cls, table, str(path))
 
     def write(self, path: Path) -> None:
         """Every value of the recipe as a TOML file that `read` gives back."""
-        path.write_text("\n".join(_lines(self, "")) + "\n", encoding="utf-8")
+        path.write_text("\n".join(lines(self)) + "\n", encoding="utf-8")
 
 
 def names() -> list[str]:
@@ -313,75 +359,26 @@ def _find(name: str) -> Path:
     return Path(str(files("internvl2").joinpath("recipes", f"{name}.toml")))
 
 
-def _fill(kind: type, table: dict[str, Any], where: str, prefix: str) -> Any:
-    """A dataclass from a TOML table; every key must be one of its fields."""
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in fields(kind)}
-    values = {}
-    for key, value in table.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}"
-            raise ValueError(f"unknown key `{prefix}{key}` in {where}; {hint}")
-        values[key] = _convert(hints[key], value, where, f"{prefix}{key}")
-    try:
-        return kind(**values)
-    except TypeError:
-        missing = [name for name in ("model", "path") if name in known and name not in values]
-        raise ValueError(f"{where}: `{prefix}{missing[0]}` is missing") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _convert(wanted: Any, value: Any, where: str, key: str) -> Any:
-    """A TOML value in the type of its field, or an error that names the key."""
-    origin, choices = typing.get_origin(wanted), typing.get_args(wanted)
-    if type(None) in choices:
-        (wanted,) = (choice for choice in choices if choice is not type(None))
-        origin, choices = typing.get_origin(wanted), typing.get_args(wanted)
-    if is_dataclass(wanted) and isinstance(wanted, type) and isinstance(value, dict):
-        return _fill(wanted, value, where, f"{key}.")
-    if origin is tuple and isinstance(value, list):
-        return tuple(_convert(choices[0], item, where, key) for item in value)
-    if origin is Literal and value in choices:
-        return value
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if origin is None and not is_dataclass(wanted) and type(value) is wanted:
-        return value
-    raise ValueError(f"{where}: `{key}` is {value!r}; it must be {_described(wanted)}")
-
-
-def _described(wanted: Any) -> str:
-    if typing.get_origin(wanted) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(wanted)))
-    if is_dataclass(wanted):
-        return "a table"
-    plain = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-    return plain.get(wanted, "a list")
-
-
-def _lines(record: Any, prefix: str) -> list[str]:
-    """TOML: plain values first, then tables, as the format wants it."""
-    values, tables = [], []
-    for f in fields(record):
-        value = getattr(record, f.name)
-        if is_dataclass(value):
-            tables += ["", f"[{prefix}{f.name}]", *_lines(value, f"{prefix}{f.name}.")]
-        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
-            for item in value:
-                tables += ["", f"[[{prefix}{f.name}]]", *_lines(item, f"{prefix}{f.name}.")]
-        elif value is not None:
-            values.append(f"{f.name} = {_toml(value)}")
-    return values + tables
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is no value for a recipe")
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+def _require_sound_adapters(recipe: Recipe) -> None:
+    """Adapters have a stored base, and nothing is both quantised and trained."""
+    lora, freeze = recipe.lora, recipe.freeze
+    if lora.is_used and recipe.from_scratch:
+        raise ValueError("lora and from_scratch exclude each other: adapters need a stored model")
+    if lora.vision_rank and freeze.vision_last:
+        raise ValueError(
+            f"lora.vision_rank is {lora.vision_rank} and freeze.vision_last is "
+            f"{freeze.vision_last}; a tower with adapters trains nothing else: give one of them"
+        )
+    if recipe.quantize and not recipe.kept.decoder:
+        raise ValueError(
+            f"quantize is {recipe.quantize!r}, but the decoder's own weights are trained; give "
+            "lora.decoder_rank, or freeze.decoder = true"
+        )
+    if recipe.quantize and not lora.is_used:
+        raise ValueError(
+            f"quantize is {recipe.quantize!r}, but nothing has adapters; a model trained without "
+            "them is stored whole: give lora.decoder_rank or lora.vision_rank, or leave it out"
+        )
 
 
 def _require(holds: bool, name: str, value: object, bounds: str) -> None:
