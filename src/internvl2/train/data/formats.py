@@ -6,8 +6,9 @@ Files are opened through an index of where their entries are, so that memory sta
 import difflib
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +25,7 @@ from internvl2.train.data.records import Reading, check_conversation, read_recor
 
 __all__ = [
     "Indexed",
+    "Named",
     "Record",
     "SampleError",
     "Source",
@@ -31,6 +33,7 @@ __all__ = [
     "from_records",
     "indexed",
     "join",
+    "named_sources",
     "open_source",
 ]
 
@@ -122,6 +125,8 @@ class DataSet:
     raw: Raw
     reading: Reading
     options: SourceOptions
+    checked: bool = True
+    """False gives records with boxes and turns that nobody should learn, for whoever counts them."""
 
     def __len__(self) -> int:
         return int(len(self.raw) * self.options.repeat)
@@ -137,6 +142,7 @@ class DataSet:
                 messages = read_record(stored, self.reading)
             else:
                 messages = tuple(stored)
+            if self.checked:
                 check_conversation(messages)
         except ValueError as error:
             raise SampleError(where, str(error)) from error
@@ -193,13 +199,39 @@ class RecordList:
         raise SampleError(self.where(entry), f"a record or messages were expected, not a {kind}")
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A data set that is not opened yet."""
+
+    name: str
+    """Its path, and its own name where a meta.json gives one."""
+    open: Callable[[], Source]
+    """Opens it; an error says why it cannot be."""
+
+
 def open_source(path: str | Path, options: SourceOptions | None = None) -> Source:
     """The data set in a file: lines, one array, Parquet, or a meta.json that names several.
 
     A folder of Parquet files is one data set.
     """
+    sources = [named.open() for named in named_sources(path, options)]
+    return sources[0] if len(sources) == 1 else join(sources)
+
+
+def named_sources(path: str | Path, options: SourceOptions | None = None) -> list[Named]:
+    """The data set in a file, or those that a meta.json names, each to be opened by itself."""
     options = options or SourceOptions()
     path = Path(path)
+    meta = _meta(path) if path.suffix == ".json" and path.is_file() else None
+    if meta is None:
+        return [Named(str(path), partial(_open_file, path, options))]
+    return [
+        Named(f"{path} {name!r}", partial(_open_entry, path, name, entry, options))
+        for name, entry in meta.items()
+    ]
+
+
+def _open_file(path: Path, options: SourceOptions) -> Source:
     if path.is_dir():
         return _open_folder(path, options)
     if not path.is_file():
@@ -212,9 +244,6 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
     first = starts_with(path)
     if not first:
         raise ValueError(f"data set {path} is empty")
-    meta = _meta(path) if first == b"{" and path.suffix == ".json" else None
-    if meta is not None:
-        return join([_open_entry(path, name, entry, options) for name, entry in meta.items()])
     index = index_array(path) if first == b"[" else index_lines(path)
     return _data_set(index, path, options)
 
@@ -268,7 +297,7 @@ def _refuse_packed(path: Path) -> None:
 
 def _meta(path: Path) -> dict[str, Any] | None:
     """The sets that an official meta.json names; None where the file holds records."""
-    if path.stat().st_size > META_BYTES:
+    if path.stat().st_size > META_BYTES or starts_with(path) != b"{":
         return None
     text = path.read_bytes()
     try:

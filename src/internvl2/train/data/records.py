@@ -7,10 +7,10 @@ media are listed beside the text, and nowhere else. What a model must not learn 
 import json
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from internvl2.processing.conversation import Message, Part, Picture, Text, Video
 from internvl2.processing.image import picture_size
@@ -65,31 +65,43 @@ class _Listed:
 
 
 def read_record(record: Mapping[str, Any], reading: Reading) -> tuple[Message, ...]:
-    """The conversation of a record, checked."""
+    """The conversation of a record, which `check_conversation` has yet to look at."""
     for name in _UNREAD:
         if record.get(name):
             raise ValueError(f"the field {name!r} cannot be read")
-    messages = _conversation(record, reading)
-    check_conversation(messages)
-    return messages
+    return _conversation(record, reading)
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """Something in a conversation that a model must not learn."""
+
+    kind: Literal["turns", "empty answer", "box", "no answer"]
+    reason: str
 
 
 def check_conversation(messages: Sequence[Message]) -> None:
     """Raise for what a model must not learn from: nothing to learn, or a box outside."""
+    for flaw in conversation_flaws(messages):
+        raise ValueError(flaw.reason)
+
+
+def conversation_flaws(messages: Sequence[Message]) -> Iterator[Flaw]:
+    """All that `check_conversation` raises for, in the order of the turns."""
     asked = answered = False
     previous = ""
     for number, message in enumerate(messages, 1):
         if message.role == previous:
-            raise ValueError(f"turns {number - 1} and {number} are both of the {previous}")
+            yield Flaw("turns", f"turns {number - 1} and {number} are both of the {previous}")
         previous = message.role
         asked = asked or message.role == "user"
         if message.role == "assistant" and asked:
             if not message.text.strip():
-                raise ValueError(f"turn {number} is an empty answer")
+                yield Flaw("empty answer", f"turn {number} is an empty answer")
             answered = True
-        _check_boxes(message.text, number)
+        yield from (Flaw("box", reason) for reason in _bad_boxes(message.text, number))
     if not answered:
-        raise ValueError("the record has no answer to learn")
+        yield Flaw("no answer", "the record has no answer to learn")
 
 
 def _conversation(record: Mapping[str, Any], reading: Reading) -> tuple[Message, ...]:
@@ -345,16 +357,15 @@ def _write_objects(text: str, names: deque[str], boxes: deque[list[int]]) -> str
     return re.sub("<ref-object>|<bbox>", written, text)
 
 
-def _check_boxes(text: str, turn: int) -> None:
+def _bad_boxes(text: str, turn: int) -> Iterator[str]:
     for match in _BOX.finditer(text):
         try:
             boxes = json.loads(match[1])
         except ValueError:
-            raise ValueError(f"turn {turn} has the malformed box {match[0][:80]!r}") from None
+            yield f"turn {turn} has the malformed box {match[0][:80]!r}"
+            continue
         rows = boxes if boxes and all(isinstance(row, list) for row in boxes) else [boxes]
         for row in rows:
             numbers = all(type(value) in (int, float) for value in row)
             if len(row) != 4 or not numbers or not all(0 <= value <= SCALE for value in row):
-                raise ValueError(
-                    f"turn {turn} has the box {row}; four numbers from 0 to {SCALE} were expected"
-                )
+                yield f"turn {turn} has the box {row}; four numbers from 0 to {SCALE} were expected"
