@@ -52,7 +52,7 @@ class Layout:
     ) -> Iterator[Piece]:
         """The prompt; `sizes` are those of the media in their order."""
         remaining = iter(sizes)
-        labels = iter(_picture_labels(messages))
+        labels = iter(picture_labels(messages))
         yield from self._opened(self._template.system)
         yield Piece(system)
         yield from self._closed(is_target=False)
@@ -110,7 +110,7 @@ class Layout:
         yield Piece(self._template.after_end)
 
 
-def _picture_labels(messages: Conversation) -> list[str]:
+def picture_labels(messages: Conversation) -> list[str]:
     """Numbers through the conversation; a picture that is alone in it needs none."""
     parts = [part for message in messages for part in message.content]
     count = sum(isinstance(part, Picture) and not part.inline for part in parts)

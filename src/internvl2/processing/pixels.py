@@ -99,6 +99,32 @@ def open_picture(
         return to_rgb(image, name, options)
 
 
+@dataclass(frozen=True, slots=True)
+class PictureHeader:
+    """What a picture's file says of its size, before any pixel is decoded."""
+
+    stored: tuple[int, int]
+    """Width and height of the rows as they lie in the file."""
+    orientation: int
+    """EXIF orientation, 1 to 8: how the rows have to be turned and mirrored; 1 is not at all."""
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Width and height as a person sees it."""
+        width, height = self.stored
+        return (height, width) if self.orientation >= 5 else (width, height)
+
+
+def picture_header(
+    source: str | Path | bytes, options: PictureOptions | None = None
+) -> PictureHeader:
+    """The size and orientation of a picture in a file, a URL or encoded bytes."""
+    options = options or PictureOptions()
+    name = describe(source, "picture")
+    with identify(read_source(source, "picture", options.remote), name, options) as image:
+        return PictureHeader(image.size, _orientation(image))
+
+
 def picture_size(
     source: str | Path | bytes | Image.Image, options: PictureOptions | None = None
 ) -> tuple[int, int]:
@@ -106,11 +132,8 @@ def picture_size(
     options = options or PictureOptions()
     if isinstance(source, Image.Image):
         return open_picture(source, options).size
-    name = describe(source, "picture")
-    with identify(read_source(source, "picture", options.remote), name, options) as image:
-        width, height = image.size
-        sideways = not options.official and _orientation(image) >= 5
-    return (height, width) if sideways else (width, height)
+    header = picture_header(source, options)
+    return header.stored if options.official else header.shown
 
 
 def describe(source: object, kind: MediaKind) -> str:
