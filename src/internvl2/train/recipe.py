@@ -8,69 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from internvl2.config import DTypeName
+from internvl2.train.recipe_data import DataSource, Synthetic, require, require_from
 from internvl2.train.recipe_file import fill, lines
 
 MOST_VALIDATED = 1_000_000
 """All samples of a validation are looked at each time."""
-
-
-@dataclass(frozen=True, slots=True)
-class DataSource:
-    """A data set of the mixture."""
-
-    path: str
-    """A file of samples, or an official meta.json that names several sets."""
-    root: str | None = None
-    """Folder that relative picture paths start from; the file's own folder unless given."""
-    repeat: float = 1.0
-    """How often an epoch sees the set; below 1, the first such share of it. A meta.json's
-    `repeat_time` is multiplied with it; of everything else, what is given here goes before what
-    a meta.json says."""
-    max_tiles: int | None = None
-    """Tile budget of a sample, shared by its pictures; the recipe's `max_tiles` unless given."""
-    augment: bool | None = None
-    """Show every tile as a JPEG of random quality; a meta.json's `data_augment` unless given."""
-    num_frames: int = 8
-    """How many frames of a video are seen."""
-
-    def __post_init__(self) -> None:
-        _require(self.repeat > 0, "data.repeat", self.repeat, "above 0")
-        _require_from(1, "data.max_tiles", self.max_tiles)
-        _require_from(1, "data.num_frames", self.num_frames)
-
-
-@dataclass(frozen=True, slots=True)
-class Synthetic:
-    """Samples that the package draws while training; see docs/synthetic.md."""
-
-    tasks: tuple[str, ...] = ()
-    """Names of tasks (reading, documents, charts ...); all of them unless given."""
-    weights: tuple[float, ...] = ()
-    """How often each task is drawn, relative to the others; the generator's own unless given."""
-    samples: int = 1_000_000_000
-    """How many an epoch sees; drawn when they are needed, so that a billion cost nothing."""
-    difficulty: tuple[float, float] = (0.0, 1.0)
-    """Least and most; each sample has one between them."""
-    first: int = 0
-    """Number of the first sample; another one gives other samples."""
-    pictures: bool = True
-    """False leaves them out, so that only the language of the answers is learned."""
-    max_tiles: int | None = None
-    """Tile budget of a sample, shared by its pictures; the recipe's `max_tiles` unless given."""
-    augment: bool = False
-    """Show every tile as a JPEG of random quality."""
-
-    def __post_init__(self) -> None:
-        counts = (0, len(self.tasks)) if self.tasks else (0,)
-        most = f"as many as the {len(self.tasks)} tasks" if self.tasks else "given with tasks"
-        _require(len(self.weights) in counts, "synthetic.weights", self.weights, most)
-        _require(all(w > 0 for w in self.weights), "synthetic.weights", self.weights, "above 0")
-        _require_from(1, "synthetic.samples", self.samples)
-        _require_from(0, "synthetic.first", self.first)
-        _require_from(1, "synthetic.max_tiles", self.max_tiles)
-        bounds = (0, *self.difficulty, 1)
-        rising = len(self.difficulty) == 2 and list(bounds) == sorted(bounds)
-        _require(rising, "synthetic.difficulty", self.difficulty, "two rising numbers, 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +32,7 @@ class Freeze:
     """So many last layers of a frozen vision tower are trained all the same."""
 
     def __post_init__(self) -> None:
-        _require_from(0, "freeze.vision_last", self.vision_last)
+        require_from(0, "freeze.vision_last", self.vision_last)
 
     @property
     def freezes_head(self) -> bool:
@@ -116,11 +58,11 @@ class Lora:
     """Adapters count alpha / root of rank times (2312.03732)."""
 
     def __post_init__(self) -> None:
-        _require_from(0, "lora.decoder_rank", self.decoder_rank)
-        _require_from(0, "lora.vision_rank", self.vision_rank)
+        require_from(0, "lora.decoder_rank", self.decoder_rank)
+        require_from(0, "lora.vision_rank", self.vision_rank)
         above = self.alpha is None or self.alpha > 0
-        _require(above, "lora.alpha", self.alpha, "above 0")
-        _require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "from 0 to below 1")
+        require(above, "lora.alpha", self.alpha, "above 0")
+        require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "from 0 to below 1")
         if not self.is_used and any(getattr(self, f.name) != f.default for f in fields(self)):
             raise ValueError(
                 "lora has values but no adapters; give lora.decoder_rank or lora.vision_rank"
@@ -161,12 +103,12 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "eps", "max_grad_norm", "layer_decay"):
-            _require(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "above 0")
+            require(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "above 0")
         for name in ("weight_decay", "vision_rate", "projector_rate", "decoder_rate"):
-            _require_from(0, f"optimizer.{name}", getattr(self, name))
-        _require(len(self.betas) == 2, "optimizer.betas", self.betas, "two numbers")
+            require_from(0, f"optimizer.{name}", getattr(self, name))
+        require(len(self.betas) == 2, "optimizer.betas", self.betas, "two numbers")
         for beta in self.betas:
-            _require(0 <= beta < 1, "optimizer.betas", self.betas, "from 0 to below 1")
+            require(0 <= beta < 1, "optimizer.betas", self.betas, "from 0 to below 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +125,11 @@ class Schedule:
     """So many steps instead, whatever the passes."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 <= self.warmup_ratio < 1, "schedule.warmup_ratio", self.warmup_ratio, "from 0 to 1"
         )
-        _require(self.epochs > 0, "schedule.epochs", self.epochs, "above 0")
-        _require_from(1, "schedule.max_steps", self.max_steps)
+        require(self.epochs > 0, "schedule.epochs", self.epochs, "above 0")
+        require_from(1, "schedule.max_steps", self.max_steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +147,7 @@ class Packing:
 
     def __post_init__(self) -> None:
         for name in ("tokens", "tiles", "window"):
-            _require_from(1, f"packing.{name}", getattr(self, name))
+            require_from(1, f"packing.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +162,7 @@ class Recompute:
     def __post_init__(self) -> None:
         for name in ("vision", "decoder"):
             share = getattr(self, name)
-            _require(0 <= share <= 1, f"recompute.{name}", share, "from 0 to 1")
+            require(0 <= share <= 1, f"recompute.{name}", share, "from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +182,10 @@ class Validation:
     """Steps between two measurements; one more at the end."""
 
     def __post_init__(self) -> None:
-        _require_from(1, "validation.every", self.every)
+        require_from(1, "validation.every", self.every)
         for drawn in self.synthetic:
             few = drawn.samples <= MOST_VALIDATED
-            _require(few, "validation.synthetic.samples", drawn.samples, f"<= {MOST_VALIDATED}")
+            require(few, "validation.synthetic.samples", drawn.samples, f"<= {MOST_VALIDATED}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,12 +245,12 @@ class Recipe:
     """Project of Weights & Biases that the records are also sent to."""
 
     def __post_init__(self) -> None:
-        _require(self.wandb != "", "wandb", '""', "the name of a project")
+        require(self.wandb != "", "wandb", '""', "the name of a project")
         for name in ("packs_per_step", "max_tiles", "save_every", "keep"):
-            _require_from(1, name, getattr(self, name))
+            require_from(1, name, getattr(self, name))
         for name in ("workers", "skip_bad_samples"):
-            _require_from(0, name, getattr(self, name))
-        _require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "from 0 to below 1")
+            require_from(0, name, getattr(self, name))
+        require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "from 0 to below 1")
         _require_sound_adapters(self)
 
     @property
@@ -379,13 +321,3 @@ def _require_sound_adapters(recipe: Recipe) -> None:
             f"quantize is {recipe.quantize!r}, but nothing has adapters; a model trained without "
             "them is stored whole: give lora.decoder_rank or lora.vision_rank, or leave it out"
         )
-
-
-def _require(holds: bool, name: str, value: object, bounds: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {value}; it must be {bounds}")
-
-
-def _require_from(lowest: int, name: str, value: int | float | None) -> None:
-    if value is not None and value < lowest:
-        raise ValueError(f"{name} is {value}; it must be at least {lowest}")
