@@ -8,27 +8,37 @@ from torch.utils.flop_counter import FlopCounterMode
 from internvl2 import family
 from internvl2.checkpoint.store import load_model
 from internvl2.model.attention import PackedAttention
+from internvl2.model.lora import LoraSettings, add_lora
 from internvl2.model.rotary import Positions
 from internvl2.train.monitoring.flops import pack_flops
 from internvl2.train.optimizers.groups import freeze_parts
-from internvl2.train.recipe import Freeze
+from internvl2.train.recipe import Freeze, Lora, Recipe
 
 LENGTH, TILES = 128, 3
 
 
 @pytest.mark.parametrize(
-    "freeze",
+    ("freeze", "lora"),
     [
-        Freeze(vision=False),
-        Freeze(vision=True),
-        Freeze(vision=True, vision_last=1),
-        Freeze(vision=True, decoder=True),
-        Freeze(vision=True, decoder=True, head=False),
-        Freeze(vision=True, projector=True, head=True),
+        (Freeze(vision=False), Lora()),
+        (Freeze(vision=True), Lora()),
+        (Freeze(vision=True, vision_last=1), Lora()),
+        (Freeze(vision=True, decoder=True), Lora()),
+        (Freeze(vision=True, decoder=True, head=False), Lora()),
+        (Freeze(vision=True, projector=True, head=True), Lora()),
+        (Freeze(projector=True), Lora(decoder_rank=4)),
+        (Freeze(), Lora(decoder_rank=4)),
+        (Freeze(projector=True, decoder=True), Lora(vision_rank=4)),
+        (Freeze(head=False), Lora(decoder_rank=4, vision_rank=8)),
     ],
 )
-def test_a_pack_costs_what_pytorch_counts(data, freeze):
+def test_a_pack_costs_what_pytorch_counts(data, freeze, lora):
     model = load_model(data("official", "B_qwen2", "checkpoint"), dtype=torch.float32)
+    adapters = [
+        LoraSettings(rank, 8) if rank else None for rank in (lora.decoder_rank, lora.vision_rank)
+    ]
+    add_lora(model, *adapters)
+    freeze = Recipe("m", freeze=freeze, lora=lora).kept
     freeze_parts(model, freeze)
     config = model.config
     size = config.tile_size
@@ -38,7 +48,7 @@ def test_a_pack_costs_what_pytorch_counts(data, freeze):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         hidden = model(tokens, Positions.packed([LENGTH]), tiles, PackedAttention.of([LENGTH]))
         model.logits(hidden).sum().backward()
-    ours = pack_flops(config, freeze, [LENGTH], TILES, labelled=LENGTH).total
+    ours = pack_flops(config, freeze, [LENGTH], TILES, LENGTH, lora).total
     decoder = config.decoder
     masked = 6 * LENGTH**2 * decoder.num_heads * decoder.head_dim * decoder.num_layers
     assert ours + masked == pytest.approx(counter.get_total_flops(), rel=0.02)

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from internvl2.config import InternVLConfig
-from internvl2.train.recipe import Freeze
+from internvl2.train.recipe import Freeze, Lora
+
+NO_ADAPTERS = Lora()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,48 +27,82 @@ class Flops:
 
 
 def pack_flops(
-    config: InternVLConfig, freeze: Freeze, lengths: Sequence[int], tiles: int, labelled: int
+    config: InternVLConfig,
+    freeze: Freeze,
+    lengths: Sequence[int],
+    tiles: int,
+    labelled: int,
+    lora: Lora = NO_ADAPTERS,
 ) -> Flops:
     """What one pack costs: sequences of `lengths`, so many tiles, so many rows through the head.
 
     A product of n numbers counts 2n; the backward pass costs once more for the input's gradient and
-    once more for the weight's, where they are needed.
+    once more for the weight's, where they are needed: for a matrix with an adapter, never the
+    weight's. `freeze` says which own weights stay (`Recipe.kept`). Row lengths (DoRA) and 4-bit
+    weights made readable count nothing.
     """
-    fed = tiles > 0 and not (freeze.vision and freeze.projector and not freeze.vision_last)
-    gradients = fed or not freeze.decoder  # go through the layers, not only through the head
+    trained = _trained_vision(config, freeze, lora)
+    fed = tiles > 0 and not (freeze.projector and not trained)
     return Flops(
-        _vision(config, freeze, tiles), _decoder(config, freeze, gradients, lengths, labelled)
+        tiles * (_tower(config, freeze, lora) + _projector(config, freeze, trained > 0)),
+        _decoder(config, freeze, lora, fed, lengths, labelled),
     )
 
 
-def _vision(config: InternVLConfig, freeze: Freeze, tiles: int) -> float:
-    vision = config.vision
+def _trained_vision(config: InternVLConfig, freeze: Freeze, lora: Lora) -> int:
+    """Layers of the tower that learn, in themselves or in adapters."""
+    layers = config.used_vision_layers
+    return min(freeze.vision_last, layers) if freeze.vision and not lora.vision_rank else layers
+
+
+def _tower(config: InternVLConfig, freeze: Freeze, lora: Lora) -> float:
+    """Of one tile."""
+    vision, rank = config.vision, lora.vision_rank
     states = (config.tile_size // vision.patch_size) ** 2 + 1
     width, inner = vision.hidden_size, vision.intermediate_size
-    layer = 2.0 * states * (4 * width**2 + 2 * width * inner) + 4.0 * states**2 * width
+    linear = 2.0 * states * (4 * width**2 + 2 * width * inner)
+    attention = 4.0 * states**2 * width
     embedding = 2.0 * (states - 1) * 3 * vision.patch_size**2 * width
-    trained = min(freeze.vision_last, vision.num_layers) if freeze.vision else vision.num_layers
-    tower = layer * (vision.num_layers + 2 * trained) + embedding * (1 if freeze.vision else 2)
-    wide, text = width * config.shuffle**2, config.decoder.hidden_size
+    trained = _trained_vision(config, freeze, lora)
+    forward = config.used_vision_layers * (linear + attention) + embedding
+    if not rank:
+        return forward + 2 * trained * (linear + attention) + (0 if freeze.vision else embedding)
+    adapters = 2.0 * states * rank * (8 * width + 2 * inner)
+    first = 2.0 * states * (3 * width**2 + rank * width)  # nothing below the first map learns
+    return forward + trained * (linear + 2 * attention + 3 * adapters) - first
+
+
+def _projector(config: InternVLConfig, freeze: Freeze, fed: bool) -> float:
+    """Of one tile; `fed` when the tower learns, too."""
+    wide, text = config.vision.hidden_size * config.shuffle**2, config.decoder.hidden_size
     first, second = (2.0 * config.tokens_per_tile * width * text for width in (wide, text))
     learned = not freeze.projector
-    projector = first * (1 + learned + (trained > 0))
-    projector += second * (1 + learned + (trained > 0 or learned))
-    return tiles * (tower + projector)
+    return first * (1 + learned + fed) + second * (1 + learned + (fed or learned))
 
 
 def _decoder(
-    config: InternVLConfig, freeze: Freeze, gradients: bool, lengths: Sequence[int], labelled: int
+    config: InternVLConfig,
+    freeze: Freeze,
+    lora: Lora,
+    fed: bool,
+    lengths: Sequence[int],
+    labelled: int,
 ) -> float:
-    decoder = config.decoder
+    """`fed` when something that feeds the decoder learns, too."""
+    decoder, rank, tokens = config.decoder, lora.decoder_rank, sum(lengths)
     width, heads = decoder.hidden_size, decoder.num_heads * decoder.head_dim
-    kv = decoder.num_kv_heads * decoder.head_dim
-    matrices = 2 * width * heads + 2 * width * kv + 3 * width * decoder.intermediate_size
-    linear = 2.0 * sum(lengths) * matrices * decoder.num_layers
+    kv, inner = decoder.num_kv_heads * decoder.head_dim, decoder.intermediate_size
+    gradients = fed or rank > 0 or not freeze.decoder  # through the layers, not only the head
+    linear = 2.0 * tokens * (2 * width * (heads + kv) + 3 * width * inner) * decoder.num_layers
     attention = 2.0 * sum(n * n for n in lengths) * heads * decoder.num_layers  # causal: half
     head = 2.0 * labelled * width * decoder.vocab_size
+    ends = 2 * (width + heads) + 2 * (width + kv) + 3 * (width + inner)
+    adapters = 2.0 * tokens * rank * ends * decoder.num_layers
+    first = 2.0 * tokens * width * (heads + 2 * kv + 3 * rank)  # input's gradient, first maps
     return (
         linear * (1 + gradients + (not freeze.decoder))
         + attention * (3 if gradients else 1)
         + head * (1 + gradients + (not freeze.freezes_head))
+        + adapters * 3
+        - (first if rank and not fed else 0)
     )

@@ -8,18 +8,20 @@ import torch
 from internvl2.config import InternVLConfig
 from internvl2.train.data.loader import Step
 from internvl2.train.data.packing import TrainBatch
-from internvl2.train.monitoring.flops import Flops, pack_flops
+from internvl2.train.monitoring.flops import NO_ADAPTERS, Flops, pack_flops
 from internvl2.train.monitoring.log import StepRecord
 from internvl2.train.optimization import Moved
 from internvl2.train.parallel import World
-from internvl2.train.recipe import Freeze
+from internvl2.train.recipe import Freeze, Lora
 
 
 class Meter:
     """Makes the records of a run's steps."""
 
-    def __init__(self, config: InternVLConfig, freeze: Freeze, world: World) -> None:
-        self.config, self.freeze, self.world = config, freeze, world
+    def __init__(
+        self, config: InternVLConfig, freeze: Freeze, world: World, lora: Lora = NO_ADAPTERS
+    ) -> None:
+        self.config, self.freeze, self.world, self.lora = config, freeze, world, lora
         self._peak = _matmul_speed(world.device) if world.device.type == "cuda" else None
 
     def record(
@@ -63,7 +65,8 @@ class Meter:
     def _flops(self, pack: TrainBatch) -> Flops:
         labelled = len(pack.learned_rows)
         lengths = pack.lengths[: pack.num_samples]
-        return pack_flops(self.config, self.freeze, lengths, pack.num_tiles, labelled)
+        tiles = pack.num_tiles
+        return pack_flops(self.config, self.freeze, lengths, tiles, labelled, self.lora)
 
 
 def _memory(device: torch.device) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from internvl2.model.internvl import InternVL
+from internvl2.model.lora import is_adapter
 from internvl2.train.optimizers.adamw import ExactAdamW
 from internvl2.train.optimizers.muon import Muon
 from internvl2.train.recipe import Freeze, Optimizer
@@ -42,8 +43,11 @@ class GradientNorms:
 
 
 def freeze_parts(model: InternVL, freeze: Freeze) -> None:
-    """Decide which parameters get gradients; vision layers that are never run get none."""
-    layers = used_vision_layers(model)
+    """Decide which parameters get gradients; vision layers that are never run get none.
+
+    Adapters do, whatever `freeze` says: `Recipe.kept` is what it should be where there are any.
+    """
+    layers = model.config.used_vision_layers
     if freeze.vision_last > layers:
         raise ValueError(
             f"freeze.vision_last is {freeze.vision_last}; the model uses {layers} vision layers"
@@ -54,17 +58,12 @@ def freeze_parts(model: InternVL, freeze: Freeze) -> None:
         if layer is not None:
             is_last = layer >= layers - freeze.vision_last
             is_frozen = layer >= layers or (freeze.vision and not is_last)
-        parameter.requires_grad_(not is_frozen)
-
-
-def used_vision_layers(model: InternVL) -> int:
-    """How many layers of the tower are run."""
-    return model.config.used_vision_layers
+        parameter.requires_grad_(is_adapter(name) or not is_frozen)
 
 
 def parameter_groups(model: InternVL, settings: Optimizer) -> list[ParameterGroup]:
     """Trained parameters by part, rate, weight decay and whether Muon takes them."""
-    layers = used_vision_layers(model)
+    layers = model.config.used_vision_layers
     groups: dict[tuple[str, float, float, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
