@@ -112,13 +112,16 @@ def test_files_that_pages_name_exist():
     assert faults == []
 
 
-@pytest.mark.parametrize("command", ["chat", "generate", "info", "convert", "eval", "data"])
+@pytest.mark.parametrize(
+    "command",
+    ["chat", "generate", "info", "convert", "eval", "data make", "data check"],
+)
 def test_the_page_of_the_command_line_has_every_option(
     command: str, capsys: pytest.CaptureFixture[str]
 ):
     from internvl2.cli import main
 
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert {option for option in options if f"`{option}" not in page} == set()

@@ -1,7 +1,8 @@
 """The command line: `internvl2 chat|generate|info|convert|train|eval|data`, a dataclass for each.
 
 Results go to standard output and everything else to standard error. Exit codes: 0 done, 1 some
-requests were skipped, 2 bad usage or bad input (one line says which), 130 interrupted.
+requests were skipped or data have faults, 2 bad usage or bad input (one line says which), 130
+interrupted.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from internvl2 import console
 from internvl2.cli.chat import Chat
 from internvl2.cli.convert import Convert
 from internvl2.cli.data import Data
+from internvl2.cli.data_check import CheckRecipe, parse_check
 from internvl2.cli.evaluate import Eval
 from internvl2.cli.generate import Generate
 from internvl2.cli.info import Info
@@ -50,13 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error)
 
 
-def _parse(arguments: Sequence[str]) -> Command | TrainRecipe | int:
+def _parse(arguments: Sequence[str]) -> Command | TrainRecipe | CheckRecipe | int:
     """The command that was typed; an exit code where help or a mistake was answered instead."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             if arguments[0:1] == ["train"] and len(arguments) > 2:
                 return parse_train(arguments[1:])
+            if arguments[:2] == ["data", "check"] and not _starts_with_option(arguments[2:]):
+                return parse_check(arguments[2:])
             return tyro.cli(
                 Command,
                 prog="internvl2",
@@ -65,6 +69,7 @@ def _parse(arguments: Sequence[str]) -> Command | TrainRecipe | int:
                 config=(
                     tyro.conf.AvoidSubcommands,
                     tyro.conf.OmitArgPrefixes,
+                    tyro.conf.OmitSubcommandPrefixes,
                     tyro.conf.FlagCreatePairsOff,
                     tyro.conf.HelptextFromCommentsOff,
                 ),
@@ -76,6 +81,10 @@ def _parse(arguments: Sequence[str]) -> Command | TrainRecipe | int:
         return stop.code if isinstance(stop.code, int) else BAD_INPUT
 
 
+def _starts_with_option(arguments: Sequence[str]) -> bool:
+    return not arguments or arguments[0].startswith("-")
+
+
 def _complain(error: Exception) -> int:
     print(f"internvl2: error: {console.one_line(error)}", file=sys.stderr)
     return BAD_INPUT
@@ -83,8 +92,11 @@ def _complain(error: Exception) -> int:
 
 def _command_of(arguments: Sequence[str]) -> str:
     """The part of a command line that `--help` follows."""
-    known = arguments and arguments[0] in ("chat", "generate", "info", "convert", "data")
-    return f"internvl2 {arguments[0]}" if known else "internvl2"
+    command, action = [*arguments[:2], "", ""][:2]
+    if command == "data" and action in ("make", "check", "convert"):
+        return f"internvl2 data {action}"
+    known = command in ("chat", "generate", "info", "convert", "data")
+    return f"internvl2 {command}" if known else "internvl2"
 
 
 def _discard_standard_output() -> None:

@@ -94,12 +94,12 @@ def parse_train(arguments: Sequence[str]) -> TrainRecipe:
             tyro.conf.FlagConversionOff,
             tyro.conf.HelptextFromCommentsOff,
         ),
-        registry=_registry(),
+        registry=recipe_values(),
     )
     return TrainRecipe(recipe)
 
 
-def _registry() -> tyro.constructors.ConstructorRegistry:
+def recipe_values() -> tyro.constructors.ConstructorRegistry:
     """Lets a data set be given as its path, and drawn samples as names of tasks."""
     registry = tyro.constructors.ConstructorRegistry()
 

@@ -19,8 +19,14 @@ from internvl2.train.data.formats import (
 )
 from internvl2.train.data.loader import Loader, LoaderOptions, Position
 from internvl2.train.data.packing import Costs, Limits
+from internvl2.train.data.tile_store import TileStore
 from internvl2.train.parallel import World
 from internvl2.train.recipe import DataSource, Recipe, Synthetic
+
+NO_DATA = (
+    "the recipe names no data; give --data FILE, --synthetic TASKS, or [[data]] or "
+    "[[synthetic]] tables"
+)
 
 
 def training_loader(
@@ -29,6 +35,7 @@ def training_loader(
     world: World,
     position: Position | None,
     records: Iterable[Any] | Indexed = (),
+    store: TileStore | None = None,
 ) -> Loader:
     """The steps of a run, from a position on; `records` join what the recipe names."""
     options = LoaderOptions(
@@ -41,45 +48,49 @@ def training_loader(
         skip_bad_samples=recipe.skip_bad_samples,
         bad_samples=Path(recipe.output) / "bad_samples.jsonl",
         idle_tiles=recipe.shard,
+        store=store,
     )
     template = processor.template.name
     sources = [_open(source, template) for source in recipe.data]
-    sources += [_drawn(drawn, "train") for drawn in recipe.synthetic]
+    sources += [drawn_source(drawn, "train") for drawn in recipe.synthetic]
     own = from_records(records, SourceOptions(template=template))
     if len(own):
         sources.append(own)
     if not sources:
-        raise ValueError(
-            "the recipe names no data; give --data FILE, --synthetic TASKS, or [[data]] or "
-            "[[synthetic]] tables"
-        )
+        raise ValueError(NO_DATA)
     dataset = _dataset(recipe, sources, processor, shuffle=True)
     return Loader(dataset, Costs.of(processor.config), options, position)
 
 
-def validation_loader(recipe: Recipe, processor: Processor, world: World) -> Loader:
+def validation_loader(
+    recipe: Recipe, processor: Processor, world: World, store: TileStore | None = None
+) -> Loader:
     """Every sample of the validation data once, a pack per process and step; none is augmented."""
-    options = LoaderOptions(
-        packs_per_step=world.size,
-        rank=world.rank,
-        world=world.size,
-        workers=recipe.workers,
-        idle_tiles=recipe.shard,
-    )
-    sources = validation_sources(recipe, processor)
-    dataset = _dataset(recipe, sources, processor, shuffle=False)
-    return Loader(dataset, Costs.of(processor.config), options)
+    return _fixed_loader(recipe, validation_sources(recipe, processor), processor, world, store)
+
+
+def guard_loader(
+    recipe: Recipe, processor: Processor, world: World, store: TileStore | None = None
+) -> Loader:
+    """The guard's data in the same way."""
+    return _fixed_loader(recipe, guard_sources(recipe, processor), processor, world, store)
 
 
 def validation_sources(recipe: Recipe, processor: Processor) -> list[Source]:
     """The validation data, opened; an error names a set that cannot be."""
-    plain = [replace(source, augment=False) for source in recipe.validation.data]
-    opened = [_open(source, processor.template.name) for source in plain]
-    return opened + [_drawn(drawn, "test") for drawn in recipe.validation.synthetic]
+    return _open_plain(recipe.validation.data, processor) + [
+        drawn_source(drawn, "test") for drawn in recipe.validation.synthetic
+    ]
 
 
-def _open(source: DataSource, template: str) -> Source:
-    options = SourceOptions(
+def guard_sources(recipe: Recipe, processor: Processor) -> list[Source]:
+    """The guard's data, opened."""
+    return _open_plain(recipe.guard.data, processor)
+
+
+def source_options(source: DataSource, template: str) -> SourceOptions:
+    """How a set of a recipe is read for a model with this chat template."""
+    return SourceOptions(
         root=source.root,
         repeat=source.repeat,
         max_tiles=source.max_tiles,
@@ -87,10 +98,10 @@ def _open(source: DataSource, template: str) -> Source:
         num_frames=source.num_frames,
         template=template,
     )
-    return open_source(source.path, options)
 
 
-def _drawn(drawn: Synthetic, split: Split) -> Source:
+def drawn_source(drawn: Synthetic, split: Split) -> DrawnSource:
+    """The drawn samples that a recipe asks for."""
     return DrawnSource(
         samples=drawn.samples,
         weights=task_weights(drawn.tasks, drawn.weights),
@@ -101,6 +112,34 @@ def _drawn(drawn: Synthetic, split: Split) -> Source:
         max_tiles=drawn.max_tiles,
         augment=drawn.augment and split == "train",
     )
+
+
+def _open_plain(sources: Iterable[DataSource], processor: Processor) -> list[Source]:
+    plain = [replace(source, augment=False) for source in sources]
+    return [_open(source, processor.template.name) for source in plain]
+
+
+def _open(source: DataSource, template: str) -> Source:
+    return open_source(source.path, source_options(source, template))
+
+
+def _fixed_loader(
+    recipe: Recipe,
+    sources: list[Source],
+    processor: Processor,
+    world: World,
+    store: TileStore | None,
+) -> Loader:
+    options = LoaderOptions(
+        packs_per_step=world.size,
+        rank=world.rank,
+        world=world.size,
+        workers=recipe.workers,
+        idle_tiles=recipe.shard,
+        store=store,
+    )
+    dataset = _dataset(recipe, sources, processor, shuffle=False)
+    return Loader(dataset, Costs.of(processor.config), options)
 
 
 def _dataset(

@@ -1,0 +1,1 @@
+"""What is wrong with data, told before a run learns from it."""
