@@ -62,7 +62,7 @@ class Dataset:
         if isinstance(record, Fault):
             return record
         try:
-            size = self.processor.measure(self._messages(record), options=self._options())
+            size = self.processor.measure(self.messages(record), options=self._options())
         except (ValueError, OSError) as error:
             return Fault(record.where, str(error))
         if size.tiles > self.limits.tiles:
@@ -76,25 +76,18 @@ class Dataset:
         if isinstance(record, Fault):
             return record
         try:
-            prompt = self.processor.encode(self._messages(record), options=self._options())
+            prompt = self.processor.encode(self.messages(record), options=self._options())
         except (ValueError, OSError) as error:
             return Fault(record.where, str(error))
         if record.augment:
             prompt = replace(prompt, tiles=self._recompressed(prompt.tiles, ordinal))
         return Sample(prompt, record.where)
 
-    def _record(self, ordinal: int) -> Record | Fault:
-        try:
-            return self.source[sample_at(ordinal, len(self.source), self.seed, self.shuffle)]
-        except SampleError as error:
-            return Fault(error.where, error.reason)
+    def record(self, ordinal: int) -> Record:
+        """The sample as it is stored; a `SampleError` where it cannot be used."""
+        return self.source[sample_at(ordinal, len(self.source), self.seed, self.shuffle)]
 
-    def _options(self) -> EncodeOptions:
-        return EncodeOptions(
-            max_context=self.limits.tokens, add_generation_prompt=False, digests=False
-        )
-
-    def _messages(self, record: Record) -> tuple[Message, ...]:
+    def messages(self, record: Record) -> tuple[Message, ...]:
         """The conversation, its tile budget shared by the pictures that have none of their own."""
         budget = record.max_tiles or self.max_tiles or self.processor.config.max_tiles
         pictures = sum(isinstance(p, Picture) for m in record.messages for p in m.content)
@@ -102,6 +95,17 @@ class Dataset:
         return tuple(
             replace(message, content=tuple(_budgeted(part, share) for part in message.content))
             for message in record.messages
+        )
+
+    def _record(self, ordinal: int) -> Record | Fault:
+        try:
+            return self.record(ordinal)
+        except SampleError as error:
+            return Fault(error.where, error.reason)
+
+    def _options(self) -> EncodeOptions:
+        return EncodeOptions(
+            max_context=self.limits.tokens, add_generation_prompt=False, digests=False
         )
 
     def _recompressed(

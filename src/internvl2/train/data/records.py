@@ -25,8 +25,9 @@ FORMS = (
 )
 SCALE = 1000
 """Boxes are in thousandths of a picture's sides."""
+BOX = re.compile(r"<box>\s*(\[.*?\])\s*</box>", re.DOTALL)
+"""A list of boxes, or one box, in a text."""
 
-_BOX = re.compile(r"<box>\s*(\[.*?\])\s*</box>", re.DOTALL)
 _URL = re.compile(r"(https?://|data:)", re.IGNORECASE)
 _UNREAD = ("audio", "audios", "tools")
 """Fields that change what a record means, and that the family cannot read."""
@@ -358,7 +359,7 @@ def _write_objects(text: str, names: deque[str], boxes: deque[list[int]]) -> str
 
 
 def _bad_boxes(text: str, turn: int) -> Iterator[str]:
-    for match in _BOX.finditer(text):
+    for match in BOX.finditer(text):
         try:
             boxes = json.loads(match[1])
         except ValueError:
