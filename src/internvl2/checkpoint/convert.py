@@ -29,8 +29,8 @@ from internvl2.checkpoint.config_files import (
     require_expressible,
     write_config,
 )
-from internvl2.checkpoint.hub import resolve
-from internvl2.checkpoint.layouts import rules
+from internvl2.checkpoint.hub import locate
+from internvl2.checkpoint.layouts import Rule, rules
 from internvl2.checkpoint.source import Checkpoint, open_checkpoint
 from internvl2.checkpoint.writing import MAX_SHARD_BYTES, Writing, write_weights
 from internvl2.config import DTypeName, InternVLConfig
@@ -67,16 +67,19 @@ def convert(
     dtype: DTypeName | None = None,
     max_shard_bytes: int | float = MAX_SHARD_BYTES,
     revision: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Converted:
     """Write the checkpoint `source` (directory, hub id or short name) in a layout, and verify it.
 
-    Un-merged adapters are merged. Without `dtype` every tensor keeps the type it is stored in.
+    Adapters are merged: un-merged ones in the checkpoint, a separate one, or `source` itself.
+    Without `dtype` every tensor keeps the type it is stored in.
     """
     _check_request(Path(destination), layout, dtype, max_shard_bytes)
-    directory = resolve(source, revision=revision)
+    located = locate(source, adapter, revision=revision)
+    directory = located.directory
     config = read_config(directory)
     require_expressible(config, layout)
-    checkpoint = open_checkpoint(directory, config)
+    checkpoint = open_checkpoint(directory, config, located.adapter)
     stored = dtype or dtype_name(checkpoint.dtype())
     processor = Processor.from_directory(directory, config) if has_tokenizer(directory) else None
     if processor is None:
@@ -159,15 +162,26 @@ def _writing(
 
 
 def _reader(checkpoint: Checkpoint) -> Callable[[str], Tensor]:
+    """Our parameters by name, the adapter merged in where there is one."""
+    stored = _by_name(checkpoint.rules, checkpoint.read)
+    adapter = checkpoint.adapter
+    if adapter is None:
+        return stored
+    return _by_name(
+        adapter.rules, lambda rule: adapter.merge(rule, [stored(name) for name in rule.ours])
+    )
+
+
+def _by_name(table: list[Rule], read: Callable[[Rule], list[Tensor]]) -> Callable[[str], Tensor]:
     """Our parameters by name; those of the rule read last are kept, as they are wanted together."""
-    by_name = {name: rule for rule in checkpoint.rules for name in rule.ours}
+    by_name = {name: rule for rule in table for name in rule.ours}
     kept: dict[str, Tensor] = {}
 
     def parameter(name: str) -> Tensor:
         if name not in kept:
             kept.clear()
             rule = by_name[name]
-            kept.update(zip(rule.ours, checkpoint.read(rule), strict=True))
+            kept.update(zip(rule.ours, read(rule), strict=True))
         return kept[name]
 
     return parameter

@@ -1,10 +1,12 @@
 """A model's name becomes a directory: a path, a cached download, or a download."""
 
 import sys
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 
+from internvl2.checkpoint.adapter_config import is_adapter_directory, read_adapter_config
 from internvl2.family import MEMBERS, find
 
 EMBEDDED = "nano"
@@ -19,13 +21,56 @@ WANTED = (
     "added_tokens.json",
     "special_tokens_map.json",
     "chat_template*",
+    "adapter_config.json",
 )
 WEIGHTS = (
     ("model*.safetensors", "model.safetensors.index.json"),
     ("model_state*.pdparams", "model_state.pdparams.index.json"),
     ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
+    ("adapter_model.safetensors",),
+    ("adapter_model.bin",),
 )
 """Patterns of weight files, the preferred format first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where a model lies, and the adapter that belongs into it."""
+
+    directory: Path
+    adapter: Path | None = None
+
+
+def locate(
+    model: str | Path, adapter: str | Path | None = None, *, revision: str | None = None
+) -> Located:
+    """The directories of a model and of an adapter, each by directory or hub id.
+
+    Where `model` is an adapter, its adapter_config.json says what it belongs to.
+    """
+    directory = resolve(model, revision=revision)
+    if not is_adapter_directory(directory):
+        return Located(directory, None if adapter is None else resolve(adapter))
+    if adapter is not None:
+        raise ValueError(f"{model} is an adapter itself; one model takes one adapter")
+    return Located(_base_of(directory), directory)
+
+
+def _base_of(adapter: Path) -> Path:
+    """The directory of the model that an adapter was trained on."""
+    described = read_adapter_config(adapter)
+    advice = f"give the model that it belongs to: --model MODEL --adapter {adapter}"
+    if described.base is None:
+        raise ValueError(f"{adapter} is an adapter and does not say of which model; {advice}")
+    try:
+        base = resolve(described.base, revision=described.revision)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{adapter} is an adapter of {described.base}: {error}; {advice}"
+        ) from None
+    if is_adapter_directory(base):
+        raise ValueError(f"{adapter} is an adapter of {base}, which is an adapter itself; {advice}")
+    return base
 
 
 def resolve(model: str | Path, *, revision: str | None = None) -> Path:
@@ -129,7 +174,7 @@ def _cached(repository: str, revision: str | None, reason: str) -> Path:
         except LocalEntryNotFoundError:
             continue
         names = [path.name for path in Path(found).iterdir()]
-        if "config.json" in names and _any_match(names, weights):
+        if {"config.json", "adapter_config.json"} & set(names) and _any_match(names, weights):
             return Path(found)
     raise FileNotFoundError(
         f"{repository} is not in the cache and the hub cannot be reached ({reason}); download it "

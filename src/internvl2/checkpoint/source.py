@@ -1,7 +1,8 @@
 """A checkpoint on disk: which layout it has, and whether it holds exactly what the model needs."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from internvl2.checkpoint.layouts import (
     is_ignorable,
     rules,
 )
+from internvl2.checkpoint.lora_files import Adapter, fingerprint, read_adapter, with_adapter
 from internvl2.config import InternVLConfig
 from internvl2.model.internvl import InternVL
 
@@ -37,19 +39,41 @@ class Checkpoint:
     source: TensorSource
     names: Mapping[str, str]
     """For every name in the rules the name in the files."""
+    adapter: Adapter | None = None
+    """What `parameters` merges into the weights."""
 
     def stored(self, name: str) -> Stored:
         """Shape, type and file of the tensor that the rules call `name`."""
         return self.source.stored[self.names[name]]
 
     def read(self, rule: Rule) -> list[Tensor]:
-        """Our parameters of one rule, in the stored type."""
+        """Our parameters of one rule, in the stored type, without the adapter."""
         return rule.read([self.source.read(self.names[name]) for name in rule.theirs])
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter of ours with its name, one rule at a time."""
-        for rule in self.rules:
-            yield from zip(rule.ours, self.read(rule), strict=True)
+        """Every parameter of ours with its name, one rule at a time.
+
+        They have the stored type, or fp32 where an adapter is merged into them.
+        """
+        stored = chain.from_iterable(
+            zip(rule.ours, self.read(rule), strict=True) for rule in self.rules
+        )
+        return stored if self.adapter is None else with_adapter(stored, self.adapter)
+
+    def fingerprint(self, config: InternVLConfig) -> str:
+        """What the adapters of this model carry, to be refused by others."""
+        if self.adapter is not None:
+            raise ValueError(
+                f"{self.adapter.directory} is an adapter already; make a model of both with "
+                "`internvl2 convert` to train another on it"
+            )
+        rule_of = {name: rule for rule in self.rules for name in rule.ours}
+
+        def parameter(name: str) -> Tensor:
+            rule = rule_of[name]
+            return self.read(rule)[rule.ours.index(name)]
+
+        return fingerprint(parameter, config)
 
     def dtype(self) -> torch.dtype:
         """The type that most of the numbers are stored in."""
@@ -60,8 +84,23 @@ class Checkpoint:
         return max(sizes, key=lambda dtype: sizes[dtype])
 
 
-def open_checkpoint(directory: Path, config: InternVLConfig) -> Checkpoint:
-    """The checkpoint in a directory; a missing, extra or misshapen tensor is an error."""
+def open_checkpoint(
+    directory: Path, config: InternVLConfig, adapter: Path | None = None
+) -> Checkpoint:
+    """The checkpoint in a directory; a missing, extra or misshapen tensor is an error.
+
+    So is an adapter that does not fit, or that was trained on other weights.
+    """
+    checkpoint = _open_base(directory, config)
+    if adapter is None:
+        return checkpoint
+    read = read_adapter(adapter, config, checkpoint.shapes)
+    if read.fingerprint is not None:
+        read.require_base(checkpoint.fingerprint(config), directory)
+    return replace(checkpoint, adapter=read)
+
+
+def _open_base(directory: Path, config: InternVLConfig) -> Checkpoint:
     source = merged(open_weights(directory), *read_lora_ranks(directory))
     layout = find_layout(source, config, directory)
     shapes = parameter_shapes(config)

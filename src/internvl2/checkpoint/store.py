@@ -11,7 +11,7 @@ from internvl2 import device as devices
 from internvl2.checkpoint.companions import token_ids, write_companions
 from internvl2.checkpoint.config_files import Layout, read_config, require_expressible, write_config
 from internvl2.checkpoint.convert import DTYPES, building, dtype_name
-from internvl2.checkpoint.hub import resolve
+from internvl2.checkpoint.hub import locate
 from internvl2.checkpoint.layouts import rules
 from internvl2.checkpoint.source import Checkpoint, open_checkpoint
 from internvl2.checkpoint.writing import MAX_SHARD_BYTES, Writing, write_weights
@@ -48,22 +48,31 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     revision: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Loaded:
-    """A model by directory, hub id or short name, on the best device and in a fitting dtype."""
+    """A model by directory, hub id or short name, on the best device and in a fitting dtype.
+
+    An adapter, by directory or hub id, is merged in; an adapter as `model` brings its base.
+    """
     target = devices.pick(device)
-    found = find(model, target, dtype, revision)
+    found = find(model, target, dtype, revision, adapter)
     filled = _filled(found.checkpoint, found.config, target, found.dtype)
     return Loaded(filled, found.processor, found.config, found.directory)
 
 
 def find(
-    model: str | Path, device: torch.device, dtype: str | None = None, revision: str | None = None
+    model: str | Path,
+    device: torch.device,
+    dtype: str | None = None,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Stored:
-    """A model by directory, hub id or short name, before it is loaded."""
-    directory = resolve(model, revision=revision)
+    """A model as `load` finds it, before it is loaded."""
+    located = locate(model, adapter, revision=revision)
+    directory = located.directory
     config = read_config(directory)
     processor = Processor.from_directory(directory, config)
-    checkpoint = open_checkpoint(directory, processor.config)
+    checkpoint = open_checkpoint(directory, processor.config, located.adapter)
     stored = dtype_name(checkpoint.dtype())
     config = replace(processor.config, dtype=stored)
     chosen = devices.choose_dtype(device, stored, dtype)
@@ -75,10 +84,11 @@ def load_model(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    adapter: Path | None = None,
 ) -> InternVL:
     """The model in a directory, on `device`, in `dtype` or else in the stored type."""
     config = read_config(directory)
-    checkpoint = open_checkpoint(Path(directory), config)
+    checkpoint = open_checkpoint(Path(directory), config, adapter)
     return _filled(checkpoint, config, torch.device(device), dtype or checkpoint.dtype())
 
 

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
-from internvl2.checkpoint.hub import resolve
+from internvl2.checkpoint.hub import locate
 from internvl2.checkpoint.store import load_model
 from internvl2.engine.answer_text import AnswerText
 from internvl2.engine.batch import Answered, Batch, Work
@@ -114,9 +114,14 @@ class Engine:
         dtype: str | None = None,
         revision: str | None = None,
         options: EngineOptions | None = None,
+        adapter: str | Path | None = None,
     ) -> "Engine":
-        """An engine for a model directory, a hub id, or a short name of the family."""
-        directory = resolve(model, revision=revision)
+        """An engine for a model directory, a hub id, or a short name of the family.
+
+        An adapter, by directory or hub id, is merged in; an adapter as `model` brings its base.
+        """
+        located = locate(model, adapter, revision=revision)
+        directory = located.directory
         options = options or EngineOptions()
         config = read_config(directory)
         place = devices.pick(device)
@@ -124,7 +129,8 @@ class Engine:
         request = _memory_request(options, place.type == "cpu")
         plan(config, number_format, place, devices.free_memory(place), request)
         processor = Processor.from_directory(directory, config)
-        return cls(load_model(directory, device=place, dtype=number_format), processor, options)
+        filled = load_model(directory, device=place, dtype=number_format, adapter=located.adapter)
+        return cls(filled, processor, options)
 
     def encode(
         self, request: Conversation | Prompt, options: EncodeOptions | None = None
