@@ -204,7 +204,7 @@ request = st.tuples(st.integers(1, 40), st.integers(1, 10), st.integers(0, 3))
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     requests=st.lists(request, min_size=1, max_size=8),

@@ -74,6 +74,7 @@ def test_half_formats_answer_on_a_cpu_too(directory, dtype):
     assert len(answer.token_ids) == 6
 
 
+@pytest.mark.slow
 def test_loading_does_not_import_the_compiler_of_torch(recording):
     """It would take more time than all else that a small model needs to start."""
     code = (
