@@ -58,6 +58,17 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True)
+class Contents:
+    """What an adapter's file says that it holds, whatever model it is for."""
+
+    ranks: Mapping[str, int]
+    """Of each adapted module."""
+    replaced: tuple[str, ...]
+    """Tensors that were trained as a whole."""
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
     """What training changed in a model, by the names of the layout that it was made with."""
 
@@ -146,7 +157,7 @@ def read_fingerprint(directory: Path) -> str | None:
 def read_adapter(directory: Path, config: InternVLConfig, shapes: Shapes) -> Adapter:
     """The adapter in a directory, for a model of these shapes; what does not fit is named."""
     described = read_adapter_config(directory)
-    source = open_adapter(directory)
+    source = _open(directory)
     named = _find_places(directory, list(source.stored), config, shapes)
     wanted = {
         name: shape
@@ -166,8 +177,21 @@ def read_adapter(directory: Path, config: InternVLConfig, shapes: Shapes) -> Ada
     return Adapter(directory, described, stamp, named.rules, updates, replaced)
 
 
-def open_adapter(directory: Path) -> TensorSource:
-    """The tensors of an adapter's directory."""
+def read_contents(directory: Path) -> Contents:
+    """What an adapter's directory holds, its numbers not read."""
+    stored = _open(directory).stored
+    plain = {name: _plain(name) for name in stored}
+    downs = {
+        name: part for name in stored if (part := _FACTOR.search(name)) and part["kind"] == "A"
+    }
+    return Contents(
+        {plain[name].removesuffix(".weight"): stored[name].shape[0] for name in downs},
+        tuple(plain[name] for name in stored if not _FACTOR.search(name)),
+        sum(torch.Size(tensor.shape).numel() for tensor in stored.values()),
+    )
+
+
+def _open(directory: Path) -> TensorSource:
     for name in FILES:
         if (directory / name).is_file():
             return open_file(directory / name)

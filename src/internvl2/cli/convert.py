@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from internvl2.cli.loading import find_directory
-from internvl2.cli.options import as_typed
+from internvl2.cli.loading import find_model
+from internvl2.cli.options import AdapterName, as_typed
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ class Convert:
     """Write a checkpoint in the layout of another program; DST must not exist yet."""
 
     source: Annotated[Positional[str], arg(metavar="SRC")]
-    """Directory of a checkpoint, hub id or short name."""
+    """Directory of a checkpoint or of an adapter, hub id or short name."""
     target: Annotated[Positional[Path], arg(metavar="DST")]
     """Directory to make; it appears when everything is written and was read back."""
     layout: Literal["opengvlab", "hf", "paddlemix"]
@@ -28,6 +28,8 @@ class Convert:
         as_typed("", "bfloat16", "float16", "float32"),
     ] = None
     """Number format to write; the one each tensor is stored in unless given."""
+    adapter: AdapterName = None
+    """Adapter that is merged into the weights, in PEFT's format."""
     revision: Annotated[str | None, as_typed("REVISION")] = None
     """Branch, tag or commit of a checkpoint on the hub."""
     offline: bool = False
@@ -38,8 +40,8 @@ class Convert:
         from internvl2.checkpoint.convert import convert, require_free
 
         require_free(self.target)
-        directory = find_directory(self.source, self.revision, offline=self.offline)
-        done = convert(directory, self.target, self.layout, self.dtype)
+        found = find_model(self.source, self.adapter, self.revision, offline=self.offline)
+        done = convert(found.directory, self.target, self.layout, self.dtype, adapter=found.adapter)
         logger.info(
             "wrote %s (%s -> %s): %d tensors, %.1f MB, read back and equal",
             done.directory,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from internvl2 import console
-from internvl2.cli.loading import find_directory, load_engine, require_model
+from internvl2.cli.loading import find_model, load_engine, require_model
 from internvl2.cli.options import LoadOptions, MediaOptions, ModelName, as_typed, require_within
 
 if TYPE_CHECKING:
@@ -213,12 +213,13 @@ class Eval:
 
         weight = engine.model.decoder.embedding.weight
         model = require_model(self.model)
-        directory = find_directory(model, self.load.revision, offline=self.load.offline)
+        load = self.load
+        found = find_model(model, load.adapter, load.revision, offline=load.offline)
         return Settings(
             data=quiz.name if self.data is None else str(self.data.absolute()),
             data_digest=quiz.digest,
             model=model,
-            weights_digest=digest_of_weights(directory),
+            weights_digest=digest_of_weights(found.directory, found.adapter),
             device=str(weight.device),
             dtype=str(weight.dtype).removeprefix("torch."),
             max_context=self.load.max_context,
@@ -232,6 +233,7 @@ class Eval:
             frames=self.media.frames,
             start=self.media.start,
             end=self.media.end,
+            adapter=None if found.adapter is None else str(found.adapter),
         )
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from internvl2.cli.about_adapter import AboutAdapter, describe_adapter
 from internvl2.cli.loading import require_model
+from internvl2.cli.options import AdapterName
 
 if TYPE_CHECKING:
     from internvl2.config import InternVLConfig
@@ -23,15 +25,35 @@ class Info:
     """Say what a model is: shape, parameters, memory, template, special tokens."""
 
     model: Annotated[Positional[str], arg(metavar="NAME|PATH")]
-    """Short name (internvl2-2b), hub id (OpenGVLab/InternVL2-2B), or directory of a checkpoint."""
+    """Short name (internvl2-2b), hub id (OpenGVLab/InternVL2-2B), or directory of a checkpoint or
+    of an adapter."""
+    adapter: AdapterName = None
+    """Directory of an adapter for the model, to describe both."""
     json: bool = False
     """Print one JSON object instead of lines."""
 
     def run(self) -> int:
         """Prints the description."""
-        about = describe(require_model(self.model))
-        print(json.dumps(asdict(about), ensure_ascii=False) if self.json else about.lines())
+        about, adapter = self._describe(require_model(self.model))
+        if self.json:
+            values = {} if about is None else asdict(about)
+            values |= {} if adapter is None else {"adapter": asdict(adapter)}
+            print(json.dumps(values, ensure_ascii=False))
+        else:
+            print("\n".join(each.lines() for each in (about, adapter) if each is not None))
         return 0
+
+    def _describe(self, model: str) -> "tuple[About | None, AboutAdapter | None]":
+        """The model and the adapter; an adapter whose base is not here is described alone."""
+        from internvl2.checkpoint.adapter_config import is_adapter_directory
+
+        if not is_adapter_directory(Path(model)):
+            given = None if self.adapter is None else describe_adapter(Path(self.adapter))
+            return describe(model), given
+        if self.adapter is not None:
+            raise ValueError(f"{model} is an adapter itself; one model takes one adapter")
+        adapter = describe_adapter(Path(model))
+        return None if adapter.base is None else _describe_known(adapter.base), adapter
 
 
 @dataclass(frozen=True)
@@ -104,6 +126,18 @@ def describe(model: str) -> About:
     ids |= {"<img>": tokens.image_start, "</img>": tokens.image_end, "<IMG_CONTEXT>": tokens.image}
     ids[find_template(member.config.template).end] = tokens.end_of_turn
     return _about(member.hub_id, member.config, ids)
+
+
+def _describe_known(base: str) -> About | None:
+    """The model that an adapter names, if it is here or in the family table."""
+    from internvl2 import family
+
+    if not Path(base).is_dir():
+        try:
+            family.find(base)
+        except ValueError:
+            return None
+    return describe(base)
 
 
 def _about(name: str, config: "InternVLConfig", special_tokens: dict[str, int | None]) -> About:

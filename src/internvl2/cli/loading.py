@@ -3,12 +3,12 @@
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from internvl2.cli.options import LoadOptions, MediaOptions
 
 if TYPE_CHECKING:
+    from internvl2.checkpoint.hub import Located
     from internvl2.engine.engine import Engine
 
 
@@ -24,12 +24,13 @@ def load_engine(model: str | None, options: LoadOptions, media: MediaOptions) ->
     """Loads a model by name or path."""
     name = require_model(model)
     started = time.perf_counter()
-    directory = find_directory(name, options.revision, offline=options.offline)
+    found = find_model(name, options.adapter, options.revision, offline=options.offline)
     from internvl2.engine.engine import Engine, EngineOptions
     from internvl2.processing.pixels import PictureOptions
 
     engine = Engine.load(
-        directory,
+        found.directory,
+        adapter=found.adapter,
         device=options.device,
         dtype=options.dtype,
         options=EngineOptions(max_context=options.max_context),
@@ -38,13 +39,15 @@ def load_engine(model: str | None, options: LoadOptions, media: MediaOptions) ->
     return LoadedEngine(engine, time.perf_counter() - started)
 
 
-def find_directory(model: str, revision: str | None, *, offline: bool) -> Path:
-    """The directory of a model; downloads what only the hub has."""
+def find_model(
+    model: str, adapter: str | None, revision: str | None, *, offline: bool
+) -> "Located":
+    """The directories of a model and its adapter; downloads what only the hub has."""
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
-    from internvl2.checkpoint.hub import resolve
+    from internvl2.checkpoint.hub import locate
 
-    return resolve(model, revision=revision)
+    return locate(model, adapter, revision=revision)
 
 
 def require_model(model: str | None) -> str:

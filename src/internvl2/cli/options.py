@@ -39,6 +39,9 @@ ModelName = Annotated[
 ]
 """`--model`, in PaddleMIX's spelling too."""
 
+AdapterName = Annotated[str | None, as_typed("DIR|HUB_ID")]
+"""`--adapter`, which PEFT's format is read from."""
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -46,6 +49,8 @@ class LoadOptions:
 
     device: Annotated[str | None, as_typed("DEVICE")] = None
     """cpu, cuda, cuda:1, npu or mps; the best one there is unless given."""
+    adapter: AdapterName = None
+    """Adapter that is merged into the model while it is read, in PEFT's format."""
     dtype: Annotated[Dtype | None, as_typed("", *get_args(Dtype))] = None
     """Number format of weights and arithmetic; the checkpoint's unless given."""
     revision: Annotated[str | None, as_typed("REVISION")] = None

@@ -40,6 +40,7 @@ class Settings:
     frames: int
     start: float | None
     end: float | None
+    adapter: str | None = None
     version: str = __version__
 
 
@@ -118,9 +119,11 @@ def digest_of_file(path: Path) -> str:
     return state.hexdigest()
 
 
-def digest_of_weights(directory: Path) -> str:
-    """A hash that changes when other weights are put into a directory."""
-    files = sorted(path for path in directory.iterdir() if path.suffix in WEIGHTS)
+def digest_of_weights(model: Path, adapter: Path | None = None) -> str:
+    """A hash that changes when other weights are put into one of the directories."""
+    folders = [model] if adapter is None else [model, adapter]
+    paths = (path for folder in folders for path in sorted(folder.iterdir()))
+    files = [path for path in paths if path.suffix in WEIGHTS]
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 

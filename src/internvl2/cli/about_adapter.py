@@ -1,0 +1,68 @@
+"""What `internvl2 info` says of an adapter."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class AboutAdapter:
+    """An adapter in PEFT's format."""
+
+    name: str
+    kind: str
+    """LoRA or DoRA, and rsLoRA where the scale is its."""
+    base: str | None
+    """The model that it was trained on, where it says so."""
+    base_fingerprint: str | None
+    """Of the base's weights."""
+    rank: int
+    alpha: float
+    dropout: float
+    ranks: dict[str, int]
+    """Of the adapted matrices, by their names without what comes before the part and the layer."""
+    replaced: tuple[str, ...]
+    """Tensors that were trained as a whole."""
+    parameters: int
+
+    def lines(self) -> str:
+        """The description for people."""
+        ranks = ", ".join(f"{name} {rank}" for name, rank in self.ranks.items())
+        replaced = [f"  trained whole   {', '.join(self.replaced)}"] if self.replaced else []
+        return "\n".join(
+            [
+                self.name,
+                f"  adapter         {self.kind}, rank {self.rank}, alpha {self.alpha:g}, "
+                f"dropout {self.dropout:g}",
+                f"  base            {self.base or 'not said'}",
+                f"  ranks           {ranks}",
+                *replaced,
+                f"  parameters      {self.parameters:,}",
+            ]
+        )
+
+
+def describe_adapter(directory: Path) -> AboutAdapter:
+    """An adapter's directory, its numbers not read."""
+    from internvl2.checkpoint.adapter_config import read_adapter_config
+    from internvl2.checkpoint.lora_files import read_contents, read_fingerprint
+
+    config, contents = read_adapter_config(directory), read_contents(directory)
+    kind = ("DoRA" if config.dora else "LoRA") + (" (rsLoRA)" if config.rslora else "")
+    return AboutAdapter(
+        name=str(directory),
+        kind=kind,
+        base=config.base,
+        base_fingerprint=read_fingerprint(directory),
+        rank=config.rank,
+        alpha=config.alpha,
+        dropout=config.dropout,
+        ranks={_short(module): rank for module, rank in contents.ranks.items()},
+        replaced=contents.replaced,
+        parameters=contents.parameters,
+    )
+
+
+def _short(module: str) -> str:
+    """`vision.attention.q_proj` or `decoder.mlp.up_proj`, whatever the layer."""
+    part = "vision" if "vision" in module else "decoder"
+    return ".".join([part, *module.split(".")[-2:]])
