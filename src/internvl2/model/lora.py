@@ -14,12 +14,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from internvl2.model.internvl import InternVL
+from internvl2.model.quantize import Nf4Linear, linear_maps, rounded
 
-ADAPTED = {
-    "decoder": {"attention": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")},
-    "vision": {"attention": ("qkv", "proj"), "mlp": ("fc1", "fc2")},
-}
-"""Of each part's layers the matrices that get adapters: all, as in the official fine-tuner."""
 ADAPTER_NAMES = ("down", "up", "magnitude")
 SHORTEST = 1e-12
 """Rows are taken to be at least this long, so that none is divided by 0."""
@@ -58,7 +54,7 @@ class LoraLinear(nn.Module):
 
     magnitude: nn.Parameter | None
 
-    def __init__(self, base: nn.Linear, settings: LoraSettings):
+    def __init__(self, base: nn.Linear | Nf4Linear, settings: LoraSettings):
         super().__init__()
         self.base, self.settings = base.requires_grad_(False), settings
         self.dropout = nn.Dropout(settings.dropout)
@@ -74,7 +70,7 @@ class LoraLinear(nn.Module):
         weight = self.base.weight
         with torch.no_grad():  # section 4.3 of the paper: lengths are constants going back
             lengths = _row_lengths(weight, self.down, self.up, self.settings.scale)
-        y = F.linear(x, weight) + F.linear(low, self.up)
+        y = _product(self.base, x, weight) + F.linear(low, self.up)
         y = (y * (self.magnitude / lengths)).to(y.dtype)
         return y if self.base.bias is None else y + self.base.bias
 
@@ -82,15 +78,16 @@ class LoraLinear(nn.Module):
 def add_lora(
     model: InternVL, decoder: LoraSettings | None = None, vision: LoraSettings | None = None
 ) -> None:
-    """Give parts adapters, after which they are all that such a part trains.
+    """Give all linear maps in a part's layers adapters, which then are all that the part trains.
 
-    Vision layers that are never run get none.
+    Those are the official fine-tuner's targets. Vision layers that are never run get none.
     """
     if decoder is not None:
-        _adapt(model.decoder, list(model.decoder.layers), "decoder", decoder)
+        model.decoder.requires_grad_(False)
+        _adapt(model.decoder.layers, decoder)
     if vision is not None:
-        layers = list(model.vision.layers)[: model.config.used_vision_layers]
-        _adapt(model.vision, layers, "vision", vision)
+        model.vision.requires_grad_(False)
+        _adapt(model.vision.layers[: model.config.used_vision_layers], vision)
 
 
 def with_new_adapters(
@@ -109,7 +106,9 @@ def with_new_adapters(
         yield f"{place}.base.{kind}", tensor
         if kind == "weight":
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {place}".encode()))
-            for key, numbers in _new_adapter(tensor, adapted[place].settings, generator).items():
+            base, settings = adapted[place].base, adapted[place].settings
+            meant = rounded(tensor) if settings.dora and isinstance(base, Nf4Linear) else tensor
+            for key, numbers in _new_adapter(meant, settings, generator).items():
                 yield f"{place}.{key}", numbers
 
 
@@ -139,13 +138,20 @@ def merged_weight(
     return weight.to(base.dtype)
 
 
-def _adapt(part: nn.Module, layers: list[nn.Module], name: str, settings: LoraSettings) -> None:
-    part.requires_grad_(False)
-    for layer in layers:
-        for block_name, matrices in ADAPTED[name].items():
-            block = layer.get_submodule(block_name)
-            for matrix in matrices:
-                setattr(block, matrix, LoraLinear(getattr(block, matrix), settings))
+def _adapt(layers: nn.Module, settings: LoraSettings) -> None:
+    if any(isinstance(module, LoraLinear) for module in layers.modules()):
+        raise ValueError("these layers have adapters already")
+    for holder, name in linear_maps(layers):
+        setattr(holder, name, LoraLinear(getattr(holder, name), settings))
+
+
+def _product(
+    base: nn.Linear | Nf4Linear,
+    x: Float[Tensor, "*rows inputs"],
+    weight: Float[Tensor, "outputs inputs"],
+) -> Float[Tensor, "*rows outputs"]:
+    """What a base makes of `x` before its bias is added; `weight` is the base's."""
+    return base.product(x, weight) if isinstance(base, Nf4Linear) else F.linear(x, weight)
 
 
 def _new_adapter(

@@ -35,7 +35,7 @@ def compile_layers(model: InternVL) -> None:
 
 def _recomputed(layer: nn.Module) -> Callable[..., Any]:
     plain = layer.forward
-    draws_random_numbers = isinstance(layer, VisionLayer) and layer.drop_path_rate > 0
+    draws_random_numbers = _draws_random_numbers(layer)
 
     def forward(x: torch.Tensor, *others: Any) -> Any:
         learns = x.requires_grad or any(p.requires_grad for p in layer.parameters())
@@ -46,3 +46,10 @@ def _recomputed(layer: nn.Module) -> Callable[..., Any]:
         )
 
     return forward
+
+
+def _draws_random_numbers(layer: nn.Module) -> bool:
+    """Whether a layer leaves something out by chance, so that both runs must leave out the same."""
+    if isinstance(layer, VisionLayer) and layer.drop_path_rate > 0:
+        return True
+    return any(isinstance(inner, nn.Dropout) and inner.p > 0 for inner in layer.modules())
