@@ -1,11 +1,12 @@
-"""A recipe's model made ready for training: frozen, dropped, recomputed, compiled, divided, filled.
+"""A recipe's model made ready for training: adapted, frozen, compiled, recomputed, divided, filled.
 
 The model is made without memory, and only what this process holds of it is ever given some. Then
-weights come tensor by tensor, from a checkpoint or from chance.
+weights come tensor by tensor, from a checkpoint or from chance, and are quantised on the way where
+the recipe says so: the whole of a quantised model is never in memory.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -18,11 +19,12 @@ from internvl2.checkpoint.hub import resolve
 from internvl2.checkpoint.store import fill, find, require_memory
 from internvl2.config import InternVLConfig
 from internvl2.model.internvl import InternVL
+from internvl2.model.lora import LoraSettings, add_lora, with_new_adapters
 from internvl2.model.parallel import compile_layers, recompute_layers
 from internvl2.processing.processor import Processor
 from internvl2.train.optimizers.groups import freeze_parts
 from internvl2.train.parallel import World
-from internvl2.train.recipe import Recipe
+from internvl2.train.recipe import Lora, Recipe
 from internvl2.train.sharding import local, own_parts, shard
 from internvl2.train.step_loss import PackLoss
 
@@ -60,19 +62,42 @@ class _Source:
 def prepare(recipe: Recipe, world: World) -> Prepared:
     """The recipe's model on the device, with its trainable parameters marked."""
     source = (_random if recipe.from_scratch else _stored)(recipe, world.device)
-    loss = PackLoss(_without_memory(recipe, source, compiles(recipe, world.device)))
+    model = without_memory(recipe, source.config, source.dtype)
+    _change_layers(model, recipe, compiled=compiles(recipe, world.device))
+    loss = PackLoss(model)
     what = f"the weights of {recipe.model}"
     if recipe.shard and world.size > 1:
         shard(loss, world)
         what += f", divided by {world.size},"
     elif recipe.shard:
         logger.info("shard = true, but there is one process: nothing is divided")
-    numbers = sum(local(parameter).numel() for parameter in loss.parameters())
-    require_memory(what, numbers, source.dtype, world.device)
+    tensors = [*map(local, loss.parameters()), *loss.buffers()]
+    bytes_ = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    require_memory(what, bytes_ // source.dtype.itemsize, source.dtype, world.device)
     loss.to_empty(device=world.device)
-    parts = {name: local(parameter) for name, parameter in loss.model.named_parameters()}
-    fill(parts, own_parts(loss.model, source.weights(loss.model)))
+    parts = {name: local(parameter) for name, parameter in model.named_parameters()}
+    weights = with_new_adapters(source.weights(model), model, recipe.seed)
+    fill(parts, own_parts(model, _all_but_quantised(model, weights)))
     return Prepared(loss.eval(), source.processor, source.config)
+
+
+def without_memory(recipe: Recipe, config: InternVLConfig, dtype: torch.dtype) -> InternVL:
+    """The model on the meta device, quantised and adapted, with trainable parameters marked."""
+    with torch.device("meta"):
+        model = InternVL(config).to(dtype)
+    if recipe.quantize is not None:
+        from internvl2.model.quantize import quantize_decoder
+
+        quantize_decoder(model)
+    add_lora(model, **adapter_settings(recipe.lora))
+    freeze_parts(model, recipe.kept)
+    return model
+
+
+def adapter_settings(lora: Lora) -> dict[str, LoraSettings | None]:
+    """The settings of each part's adapters, None for a part without."""
+    ranks = {"decoder": lora.decoder_rank, "vision": lora.vision_rank}
+    return {part: _settings(lora, rank) if rank else None for part, rank in ranks.items()}
 
 
 def compiles(recipe: Recipe, device: torch.device) -> bool:
@@ -82,23 +107,43 @@ def compiles(recipe: Recipe, device: torch.device) -> bool:
     return recipe.compile
 
 
-def _without_memory(recipe: Recipe, source: _Source, compiled: bool) -> InternVL:
-    """The model with all that a recipe does to parts and layers."""
-    with torch.device("meta"):
-        model = InternVL(source.config).to(source.dtype)
-    freeze_parts(model, recipe.freeze)
+def _settings(lora: Lora, rank: int) -> LoraSettings:
+    alpha = 2.0 * rank if lora.alpha is None else lora.alpha
+    return LoraSettings(rank, alpha, lora.dropout, lora.dora, lora.rslora)
+
+
+def _change_layers(model: InternVL, recipe: Recipe, *, compiled: bool) -> None:
+    """What a recipe does to how layers are run."""
     rates = torch.linspace(0, recipe.drop_path, len(model.vision.layers)).tolist()
     for layer, rate in zip(model.vision.layers, rates, strict=True):
         layer.drop_path_rate = rate
     if compiled:
         compile_layers(model)
     recompute_layers(model, recipe.recompute.vision, recipe.recompute.decoder)
-    return model
+
+
+def _all_but_quantised(
+    model: nn.Module, weights: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Weights that are kept as they are; the others go into their quantised places meanwhile."""
+    from internvl2.model.quantize import Nf4Linear
+
+    places = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, Nf4Linear)
+    }
+    for name, tensor in weights:
+        if name in places:
+            places.pop(name).store(tensor)
+        else:
+            yield name, tensor
+    assert not places, list(places)
 
 
 def training(model: InternVL) -> None:
     """Training mode for what is trained, the other for what is frozen."""
-    for layer in model.vision.layers:
+    for layer in (*model.vision.layers, *model.decoder.layers):
         layer.train(any(p.requires_grad for p in layer.parameters()))
 
 
