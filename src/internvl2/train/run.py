@@ -45,7 +45,7 @@ class Run:
         validation_sources(recipe, self.processor)  # or a wrong path is found hours later
         compiled = compiles(recipe, world.device)
         self._optimization = Optimization(self.model, recipe, compiled=compiled)
-        self._meter = Meter(prepared.config, recipe.freeze, world)
+        self._meter = Meter(prepared.config, recipe.kept, world, recipe.lora)
         self.checkpointer = Checkpointer(checkpoints, world, recipe.keep)
         self.progress = self._restored()
         self.saved_step = self.progress.step
