@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from internvl2.processing.tokenizer import Tokenizer
+
 # The tests' models are tiny: threads would cost more than they bring.
 torch.set_num_threads(1)
 
@@ -86,6 +88,11 @@ def _recording(case: str) -> Recording:
     return Recording(recorded("official", case))
 
 
+@lru_cache
+def _tokenizer(directory: Path) -> Tokenizer:
+    return Tokenizer.from_directory(directory)
+
+
 def _expand(run_lengths: list) -> list:
     return list(chain.from_iterable(repeat(value, count) for value, count in run_lengths))
 
@@ -106,3 +113,9 @@ def recording():
 def expand():
     """`expand([[7, 3]])` is `[7, 7, 7]`: the run-length lists of the recordings."""
     return _expand
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of():
+    """The tokenizer in a directory, read once."""
+    return _tokenizer

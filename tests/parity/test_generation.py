@@ -123,7 +123,13 @@ def case(request, recording, data, expand):
     return Case(recording(request.param), data, expand)
 
 
-@pytest.mark.parametrize("options", [ROOMY, TIGHT], ids=["whole", "chunked"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(ROOMY, id="whole", marks=pytest.mark.slow),
+        pytest.param(TIGHT, id="chunked"),
+    ],
+)
 def test_every_greedy_run_gives_the_official_tokens(case, options):
     runs = case.runs()
     assert len(runs) >= 5

@@ -1,7 +1,6 @@
 """Rendered conversations against the official chat templates, their ids and their labels."""
 
 import json
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, Vision
 from internvl2.processing.conversation import Message, Picture, Text
 from internvl2.processing.layout import MediumSize
 from internvl2.processing.processor import Processor
-from internvl2.processing.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.parity
 
@@ -34,9 +32,14 @@ ON_PURPOSE = {
 }
 
 
-@lru_cache
-def processor_of(directory: Path, template: str, tile_size: int) -> Processor:
-    return Processor(config_of(template, tile_size), Tokenizer.from_directory(directory))
+@pytest.fixture
+def processor_of(tokenizer_of):
+    """A processor with the tokenizer in a directory."""
+
+    def make(directory: Path, template: str, tile_size: int) -> Processor:
+        return Processor(config_of(template, tile_size), tokenizer_of(directory))
+
+    return make
 
 
 def config_of(template: str, tile_size: int = 448) -> InternVLConfig:
@@ -56,7 +59,7 @@ def golden(request, data):
     return data("tokenizers", request.param), recorded["prompts"]
 
 
-def test_recorded_prompts_have_the_same_ids(case, expand):
+def test_recorded_prompts_have_the_same_ids(processor_of, case, expand):
     meta = case.expected["meta"]
     processor = processor_of(case.checkpoint, meta["template"], meta["image_size"])
     for prompt in case.expected["prompts"]:
@@ -66,7 +69,7 @@ def test_recorded_prompts_have_the_same_ids(case, expand):
         assert render(processor, prompt, meta["num_image_token"]) == expected, prompt["name"]
 
 
-def test_prompts_that_differ_on_purpose_do_differ(case, expand):
+def test_prompts_that_differ_on_purpose_do_differ(processor_of, case, expand):
     meta = case.expected["meta"]
     processor = processor_of(case.checkpoint, meta["template"], meta["image_size"])
     for name in ("tricky_2", "tricky_text_2", "empty_answer_history"):
@@ -77,7 +80,7 @@ def test_prompts_that_differ_on_purpose_do_differ(case, expand):
         assert ours.count(end) - expected.count(end) == (1 if "empty" in name else typed_ends(case))
 
 
-def test_golden_prompts_have_the_same_ids(golden):
+def test_golden_prompts_have_the_same_ids(processor_of, golden):
     directory, prompts = golden
     for prompt in prompts:
         processor = processor_of(directory, prompt["template"], 448)

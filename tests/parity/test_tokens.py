@@ -1,13 +1,11 @@
 """Token ids and decoded text against what the official slow tokenizers gave."""
 
 import json
-from functools import lru_cache
-from pathlib import Path
 
 import pytest
 
 from internvl2.processing.official_text import official_text
-from internvl2.processing.tokenizer import Piece, Tokenizer
+from internvl2.processing.tokenizer import Piece
 
 pytestmark = pytest.mark.parity
 
@@ -24,23 +22,18 @@ CASES = (
 VOCABULARIES = ("internlm2", "qwen2", "qwen2.5", "phi3")
 
 
-@lru_cache
-def tokenizer_of(directory: Path) -> Tokenizer:
-    return Tokenizer.from_directory(directory)
-
-
 @pytest.fixture(params=CASES)
 def case(request, recording):
     return recording(request.param)
 
 
 @pytest.fixture(params=VOCABULARIES)
-def vocabulary(request, data):
+def vocabulary(request, data, tokenizer_of):
     tokenizer = tokenizer_of(data("tokenizers", request.param))
     return tokenizer, json.loads(data("tokenizers", "golden.json").read_text())[request.param]
 
 
-def test_ids_of_every_text_equal_the_official_slow_tokenizer(case):
+def test_ids_of_every_text_equal_the_official_slow_tokenizer(tokenizer_of, case):
     tokenizer = tokenizer_of(case.checkpoint)
     for text in case.expected["tokenizer"]:
         ids = tokenizer.encode(text["text"], allow_special=True, add_bos=True)
@@ -49,7 +42,7 @@ def test_ids_of_every_text_equal_the_official_slow_tokenizer(case):
             assert tokenizer.encode(text["text"], allow_special=True) == text["ids_no_special"]
 
 
-def test_official_decoding_is_reproduced_with_and_without_special_tokens(case):
+def test_official_decoding_is_reproduced_with_and_without_special_tokens(tokenizer_of, case):
     tokenizer = tokenizer_of(case.checkpoint)
     skipped = set(case.expected["special_ids"]["all_special_ids"])
     if tokenizer.files.kind == "tokenizer_json":
@@ -60,7 +53,7 @@ def test_official_decoding_is_reproduced_with_and_without_special_tokens(case):
             assert official_text(tokenizer, text["ids"], skipped) == text["decode_skip"]
 
 
-def test_special_ids_and_length_equal_the_recorded_ones(case):
+def test_special_ids_and_length_equal_the_recorded_ones(tokenizer_of, case):
     tokenizer = tokenizer_of(case.checkpoint)
     recorded = case.expected["special_ids"]
     assert len(tokenizer) == case.expected["meta"]["tokenizer_len"]
@@ -69,14 +62,14 @@ def test_special_ids_and_length_equal_the_recorded_ones(case):
             assert tokenizer.id_of(token) == token_id
 
 
-def test_raw_text_of_every_run_is_reproduced(case):
+def test_raw_text_of_every_run_is_reproduced(tokenizer_of, case):
     tokenizer = tokenizer_of(case.checkpoint)
     for run in case.expected["runs"]:
         if "raw_text" in run and "new_ids" in run:
             assert official_text(tokenizer, run["new_ids"]) == run["raw_text"], run["name"]
 
 
-def test_prompts_as_text_give_the_recorded_ids(case, expand):
+def test_prompts_as_text_give_the_recorded_ids(tokenizer_of, case, expand):
     tokenizer = tokenizer_of(case.checkpoint)
     for prompt in case.expected["prompts"]:
         query = _expanded(prompt["query_short"])
@@ -92,7 +85,7 @@ def test_golden_strings_give_the_same_ids_and_text(vocabulary):
         assert official_text(tokenizer, text["ids"], tokenizer.special_ids) == text["decode"]
 
 
-def test_hashes_are_not_merged_as_in_the_release_the_family_was_trained_with(data):
+def test_hashes_are_not_merged_as_in_the_release_the_family_was_trained_with(tokenizer_of, data):
     for name in ("qwen2", "qwen2.5"):
         tokenizer = tokenizer_of(data("tokenizers", name))
         assert tokenizer.encode("## Title") == [2, 2, 10869]
@@ -107,7 +100,7 @@ def test_golden_special_tokens_have_the_published_ids(vocabulary):
     )
 
 
-def test_streaming_equals_decoding_at_once_on_every_recorded_answer(case):
+def test_streaming_equals_decoding_at_once_on_every_recorded_answer(tokenizer_of, case):
     tokenizer = tokenizer_of(case.checkpoint)
     for run in case.expected["runs"]:
         stream = tokenizer.stream()
