@@ -1,0 +1,219 @@
+"""Data sets in any form that is trained from, as entries to be written in another."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from internvl2.processing.conversation import Message, Picture, Video
+from internvl2.train.conversion.geometry import DrawnOn, Frame, Unit, frame_of
+from internvl2.train.conversion.samples import Notes, Sample, SourceSet
+from internvl2.train.conversion.text_boxes import (
+    Box,
+    Evidence,
+    boxes_in,
+    count_bare,
+    verdict,
+    with_boxes,
+)
+from internvl2.train.data.formats import (
+    DataSet,
+    Joined,
+    Named,
+    SampleError,
+    Source,
+    SourceOptions,
+    named_sources,
+)
+from internvl2.train.data.line_index import parse_json
+from internvl2.train.data.records import check_conversation, read_record
+
+_READ = {
+    *("id", "conversations", "messages", "texts", "question", "answer", "query", "response"),
+    *("system", "history", "image", "images", "video", "videos", "clip", "objects"),
+}
+"""Fields that a conversation is made of; others are not carried over, and counted."""
+_KEEPS_ALL = "internvl2_5"
+"""The template for which nothing of a record is dropped or stripped when it is read."""
+_TYPES: dict[Unit, str] = {"pixel": "real", "unit": "norm1", "thousand": "norm1000"}
+"""Units by the names that ms-swift has for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoxOptions:
+    """In what the boxes of a source are, and where they stand."""
+
+    unit: Unit | Literal["auto"] | None = None
+    """None leaves texts as they are, in thousandths, and `objects` in what they say."""
+    bare: bool = False
+    """Lists of four numbers without `<box>` are boxes too."""
+    drawn_on: DrawnOn | None = None
+    """None is the usual of the source: COCO and VOC stored, others shown."""
+
+    def __post_init__(self) -> None:
+        if self.bare and self.unit is None:
+            raise ValueError("--bare-boxes needs to know what they are in: give --boxes too")
+
+
+@dataclass(frozen=True)
+class RecordEntries:
+    """The records of one or more files that are one data set."""
+
+    parts: tuple[DataSet, ...]
+    boxes: BoxOptions
+    unit: Unit | None
+    """What its boxes are in; None where they are not looked at."""
+    notes: Notes
+
+    def __len__(self) -> int:
+        return sum(len(part.raw) for part in self.parts)
+
+    def where(self, entry: int) -> str:
+        """File and line."""
+        part, index = self._find(entry)
+        return part.raw.where(index)
+
+    def read(self, entry: int) -> tuple[Sample, ...]:
+        """The conversation of a record, its boxes in thousandths."""
+        part, index = self._find(entry)
+        stored = _stored(part, index)
+        for name in (name for name in stored if name not in _READ):
+            self.notes.add(f"samples whose field {name!r} is not carried over")
+        messages = read_record(_declared(stored, self.unit), part.reading)
+        if self.unit is not None:
+            messages = self._scaled(messages, stored, self.unit)
+        check_conversation(messages)
+        return (Sample(messages, stored.get("id")),)
+
+    def _find(self, entry: int) -> tuple[DataSet, int]:
+        for part in self.parts:
+            if entry < len(part.raw):
+                return part, entry
+            entry -= len(part.raw)
+        raise IndexError(entry)
+
+    def _scaled(
+        self, messages: tuple[Message, ...], stored: Mapping[str, Any], unit: Unit
+    ) -> tuple[Message, ...]:
+        """The conversation with the boxes of its texts in thousandths."""
+        found = sum(len(list(boxes_in(m.text, bare=self.boxes.bare))) for m in messages)
+        if not self.boxes.bare:
+            bare = sum(count_bare(message.text) for message in messages)
+            self.notes.add("lists of four numbers without <box>, left alone (--bare-boxes)", bare)
+        listed = _listed_boxes(stored)
+        if listed and found > len(listed):
+            raise ValueError("boxes stand both in 'objects' and in the text; one was expected")
+        if listed or not found:
+            return messages  # those of `objects` were scaled when they were read
+        frame = frame_of_all(messages, unit, self.boxes.drawn_on or "shown")
+
+        def change(box: Box) -> list[int]:
+            scaled = frame.scale(box)
+            self.notes.add("boxes cut off, less than a pixel beyond their picture", scaled.was_cut)
+            return list(scaled.corners)
+
+        return with_boxes(messages, change, bare=self.boxes.bare)
+
+
+def open_records(path: Path, root: Path | None, boxes: BoxOptions, notes: Notes) -> list[SourceSet]:
+    """The data sets of a file or folder, or those that a meta.json names."""
+    named = named_sources(path, SourceOptions(root=root, template=_KEEPS_ALL))
+    names = [path.stem]
+    if [one.name for one in named] != [str(path)]:
+        names = list(parse_json(path.read_bytes()))
+    return [_open_set(name, one, boxes, notes) for name, one in zip(names, named, strict=True)]
+
+
+def frame_of_all(messages: Sequence[Message], unit: Unit, drawn_on: DrawnOn) -> Frame:
+    """What the boxes of a conversation are measured against; its pictures must agree on that."""
+    media = [part for message in messages for part in message.content]
+    pictures = [part.source for part in media if isinstance(part, Picture)]
+    if unit != "pixel" and drawn_on == "shown":
+        return frame_of(b"", unit, drawn_on)
+    if any(isinstance(part, Video) for part in media):
+        raise ValueError("boxes in pixels of a video have no picture to be measured against")
+    frames = {frame_of(_file(source), unit, drawn_on) for source in pictures}
+    if len(frames) != 1:
+        raise ValueError(
+            f"boxes in pixels need one picture, or several of one size; the sample has "
+            f"{len(pictures)} of {len(frames)} sizes"
+        )
+    return frames.pop()
+
+
+def _open_set(name: str, named: Named, boxes: BoxOptions, notes: Notes) -> SourceSet:
+    parts = tuple(_data_sets(named.open()))
+    unit = boxes.unit
+    if unit == "auto":
+        unit = _find_unit(name, RecordEntries(parts, boxes, None, Notes()), notes)
+    options = parts[0].options
+    return SourceSet(
+        name,
+        RecordEntries(parts, boxes, unit, notes),
+        options.repeat,
+        options.max_tiles,
+        bool(options.augment),
+    )
+
+
+def _data_sets(source: Source) -> Iterator[DataSet]:
+    if isinstance(source, Joined):
+        for part in source.sources:
+            yield from _data_sets(part)
+    else:
+        assert isinstance(source, DataSet), type(source)
+        yield source
+
+
+def _find_unit(name: str, entries: RecordEntries, notes: Notes) -> Unit | None:
+    """What the boxes of a set are in, by a look at all of them."""
+    evidence = Evidence()
+    for part in entries.parts:
+        for index in range(len(part.raw)):
+            try:
+                _add_evidence(evidence, part, index, entries.boxes)
+            except ValueError:
+                continue  # a fault that is told when the sample is read
+    unit = evidence.unit(name)
+    notes.add(verdict(name, evidence, unit))
+    return unit
+
+
+def _add_evidence(evidence: Evidence, part: DataSet, index: int, boxes: BoxOptions) -> None:
+    stored = _stored(part, index)
+    listed = _listed_boxes(stored)
+    if listed and "bbox_type" in stored["objects"]:
+        return
+    messages = read_record(_declared(stored, "thousand"), part.reading)
+    found = listed or [b for m in messages for b in boxes_in(m.text, bare=boxes.bare)]
+
+    def pixels() -> Frame:
+        return frame_of_all(messages, "pixel", boxes.drawn_on or "shown")
+
+    for box in found:
+        evidence.add(box, pixels, usually_pixels=bool(listed))
+
+
+def _stored(part: DataSet, index: int) -> Mapping[str, Any]:
+    stored = part.raw.read(index)
+    if not isinstance(stored, Mapping):
+        raise SampleError(part.raw.where(index), "a record was expected")
+    return stored
+
+
+def _listed_boxes(stored: Mapping[str, Any]) -> list[Box]:
+    objects = stored.get("objects")
+    found = objects.get("bbox") if isinstance(objects, Mapping) else None
+    return found if isinstance(found, list) else []
+
+
+def _declared(stored: Mapping[str, Any], unit: Unit | None) -> Mapping[str, Any]:
+    """The record, its `objects` with the unit of the set where they have none of their own."""
+    if unit is None or not _listed_boxes(stored) or "bbox_type" in stored["objects"]:
+        return stored
+    return {**stored, "objects": {**stored["objects"], "bbox_type": _TYPES[unit]}}
+
+
+def _file(source: Any) -> str | Path | bytes:
+    assert isinstance(source, str | Path | bytes), "pictures of files are paths, URLs or bytes"
+    return source
