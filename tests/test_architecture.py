@@ -32,7 +32,10 @@ MAY_IMPORT = {
 }
 FACTS = {"config", "family", "device", "console"}
 SCHEDULING = {"engine.sequence", "engine.kv_cache", "engine.scheduler"}
-PREPARING = ("line_index", "records", "formats", "order", "packing", "dataset", "workers")
+PREPARING = (
+    *("line_index", "records", "formats", "order", "packing", "dataset", "workers"),
+    *("tile_store", "known_tiles"),
+)
 PLANNING = {"train.recipe"} | {f"train.data.{name}" for name in PREPARING}
 """Worker processes start faster without torch."""
 SCORING = {"eval", "eval.metrics", "eval.vqa_words", "eval.questions"}

@@ -48,18 +48,29 @@ class InternVL(nn.Module):
         self, tiles: UInt8[Tensor, "tiles size size 3"]
     ) -> Float[Tensor, "tiles visual dim"]:
         """Visual tokens of each tile, in the decoder's space."""
-        return self.encode_pixels(normalize(tiles, self.vision.patch_embedding.weight.dtype))
+        return self.projector(self.tile_features(tiles))
+
+    def tile_features(
+        self, tiles: UInt8[Tensor, "tiles size size 3"]
+    ) -> Float[Tensor, "tiles visual wide"]:
+        """What the vision tower makes of each tile, as the projector reads it."""
+        return self._pixel_features(normalize(tiles, self.vision.patch_embedding.weight.dtype))
 
     def encode_pixels(
         self, pixels: Float[Tensor, "tiles 3 size size"]
     ) -> Float[Tensor, "tiles visual dim"]:
         """Visual tokens of tiles that are already normalised (official `extract_feature`)."""
+        return self.projector(self._pixel_features(pixels))
+
+    def _pixel_features(
+        self, pixels: Float[Tensor, "tiles 3 size size"]
+    ) -> Float[Tensor, "tiles visual wide"]:
         config = self.config
         x = self.vision(pixels, config.used_vision_layers)
         side = pixels.shape[-1] // config.vision.patch_size
         x = rearrange(x[:, 1:], "tiles (h w) c -> tiles h w c", h=side)
         pattern = PIXEL_SHUFFLE[config.ps_version]
-        return self.projector(rearrange(x, pattern, a=config.shuffle, b=config.shuffle))
+        return rearrange(x, pattern, a=config.shuffle, b=config.shuffle)
 
     def embed(
         self,

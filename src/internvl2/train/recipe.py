@@ -180,12 +180,48 @@ class Validation:
     """How those answers are scored."""
     every: int = 200
     """Steps between two measurements; one more at the end."""
+    stop_metric: str = "loss"
+    """What `best` and `stop_after` go by: loss, or one of `metrics`."""
+    stop_after: int | None = None
+    """End the run after so many measurements in a row without a better value."""
 
     def __post_init__(self) -> None:
         require_from(1, "validation.every", self.every)
+        require_from(1, "validation.stop_after", self.stop_after)
+        measured = ("loss",) * self.is_measured
+        measured += self.metrics if self.questions else ()
+        if self.stop_after is not None or self.stop_metric != "loss":
+            what = f"one of {', '.join(measured)}" if measured else "measured: give validation.data"
+            require(self.stop_metric in measured, "validation.stop_metric", self.stop_metric, what)
         for drawn in self.synthetic:
             few = drawn.samples <= MOST_VALIDATED
             require(few, "validation.synthetic.samples", drawn.samples, f"<= {MOST_VALIDATED}")
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is data whose loss is measured."""
+        return bool(self.data or self.synthetic)
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """How far answers may move away from those of the model that the run began with."""
+
+    data: tuple[DataSource, ...] = ()
+    """Sets on which both models are compared; without any nothing is."""
+    every: int = 200
+    """Steps between two comparisons; one more at the end."""
+    top_k: int = 64
+    """So many of the likeliest tokens at each place are kept of the first model."""
+    max_kl: float | None = None
+    """End the run when the divergence passes this; None only tells it."""
+
+    def __post_init__(self) -> None:
+        require_from(1, "guard.every", self.every)
+        require_from(1, "guard.top_k", self.top_k)
+        require(self.max_kl is None or self.max_kl > 0, "guard.max_kl", self.max_kl, "above 0")
+        if self.max_kl is not None and not self.data:
+            raise ValueError(f"guard.max_kl is {self.max_kl}, but there is no guard.data to ask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +244,10 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
     packing: Packing = field(default_factory=Packing)
     validation: Validation = field(default_factory=Validation)
+    guard: Guard = field(default_factory=Guard)
+    feature_cache: str | None = None
+    """Folder in which what a frozen vision tower makes of each tile is kept, so that later epochs
+    and runs do not run it; about 2 MB a tile, 6.5 MB with the 6B tower."""
     packs_per_step: int = 32
     """Packs between two changes of the weights, over all processes together."""
     max_tiles: int = 6
@@ -252,6 +292,7 @@ class Recipe:
             require_from(0, name, getattr(self, name))
         require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "from 0 to below 1")
         _require_sound_adapters(self)
+        _require_tiles_that_come_again(self)
 
     @property
     def kept(self) -> Freeze:
@@ -299,6 +340,27 @@ def _find(name: str) -> Path:
             f"unknown recipe {name!r};{hint} known: {', '.join(known)}, or the path of a TOML file"
         )
     return Path(str(files("internvl2").joinpath("recipes", f"{name}.toml")))
+
+
+def _require_tiles_that_come_again(recipe: Recipe) -> None:
+    """Features can be kept where the same tower sees the same tiles, and each process by itself."""
+    if recipe.feature_cache is None:
+        return
+    freeze, lora = recipe.freeze, recipe.lora
+    reasons = {
+        "an empty name": recipe.feature_cache == "",
+        "freeze.vision = false": not freeze.vision,
+        f"freeze.vision_last = {freeze.vision_last}": freeze.vision_last > 0,
+        f"lora.vision_rank = {lora.vision_rank}": lora.vision_rank > 0,
+        "shard = true": recipe.shard,
+        "[[synthetic]] data": bool(recipe.synthetic),
+        "data.augment = true": any(source.augment for source in recipe.data),
+    }
+    if wrong := [name for name, is_so in reasons.items() if is_so]:
+        raise ValueError(
+            f"feature_cache does not go with {wrong[0]}: it keeps in a folder what a frozen, "
+            "undivided vision tower makes of pictures that come again pixel by pixel"
+        )
 
 
 def _require_sound_adapters(recipe: Recipe) -> None:

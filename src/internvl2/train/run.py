@@ -18,7 +18,10 @@ from internvl2.train.checkpointer import Checkpointer, Progress, StoredTensor
 from internvl2.train.data.formats import Indexed
 from internvl2.train.data.loader import Position, Step
 from internvl2.train.data.mixture import training_loader, validation_loader, validation_sources
+from internvl2.train.data.packing import TrainBatch
+from internvl2.train.data.tile_store import TileStore
 from internvl2.train.data.transfer import arriving
+from internvl2.train.features import open_cache
 from internvl2.train.monitoring.log import StepRecord
 from internvl2.train.monitoring.measure import Meter
 from internvl2.train.optimization import Optimization
@@ -52,10 +55,15 @@ class Run:
         """The step of the last checkpoint."""
         state = self.progress.position
         position = Position.of(state) if state else None
-        self._loader = training_loader(recipe, self.processor, world, position, records)
+        self._features = open_cache(recipe, self.model)
+        self._loader = training_loader(
+            recipe, self.processor, world, position, records, self._store
+        )
         limit = recipe.schedule.max_steps
         self.total = self._loader.count_steps() if limit is None else limit
         """Steps of the whole run; an estimate where the data decide it."""
+        if self._features is not None:
+            self._features.require_room(self._count_tiles(), world)
 
     def __enter__(self) -> "Run":
         return self
@@ -69,6 +77,8 @@ class Run:
         """Ends the threads and processes."""
         self._loader.close()
         self.checkpointer.close()
+        if self._features is not None:
+            self._features.close()
 
     def steps(self) -> Iterator[StepRecord]:
         """Changes the weights until the schedule or the data end."""
@@ -95,10 +105,10 @@ class Run:
         """Mean loss of the learned tokens of the validation data."""
         self.model.eval()
         loss, weight = 0.0, 0.0
-        validation = validation_loader(self.recipe, self.processor, self.world)
+        validation = validation_loader(self.recipe, self.processor, self.world, self._store)
         with torch.no_grad(), closing(validation) as loader:
             for packs in loader:
-                for batch in arriving(packs.batches, self.world.device):
+                for batch in self._batches(packs):
                     if batch.num_tokens or is_divided(self._loss):
                         loss += float(self._loss(batch, 1.0))
                     weight += batch.weight_sum
@@ -177,13 +187,34 @@ class Run:
     def _backward(self, packs: Step, weight: float) -> Tensor:
         """Gradients of this process's packs; gives their share of the step's loss."""
         loss = torch.zeros((), device=self.world.device)
-        for number, batch in enumerate(arriving(packs.batches, self.world.device)):
+        for number, batch in enumerate(self._batches(packs)):
             if batch.num_tokens or is_divided(self._loss):
                 self._seed(self.progress.step, 1 + number * self.world.size + self.world.rank)
                 share = self._loss(batch, 1 / weight)
                 share.backward()
                 loss += share.detach()
         return loss
+
+    def _batches(self, packs: Step) -> Iterator[TrainBatch]:
+        """This process's packs on the device, with the features that are kept of their tiles."""
+        for batch in arriving(packs.batches, self.world.device):
+            yield batch if self._features is None else self._features.completed(batch)
+        if self._features is not None:
+            self._features.finish()
+
+    @property
+    def _store(self) -> TileStore | None:
+        return None if self._features is None else self._features.store
+
+    def _count_tiles(self) -> int:
+        """Tiles of all data, in the first process; those of samples that come again once."""
+        if not self.world.is_first:
+            return 0
+        tiles = self._loader.tiles_of_samples()
+        if self.recipe.validation.is_measured:
+            with closing(validation_loader(self.recipe, self.processor, self.world)) as loader:
+                tiles |= loader.tiles_of_samples()
+        return sum(tiles.values())
 
     def _seed(self, step: int, number: int) -> None:
         """Makes chance depend on the place in the run alone, so that resuming needs no memory."""

@@ -22,13 +22,20 @@ class PackLoss(nn.Module):
 
 def pack_loss(model: InternVL, batch: TrainBatch, scale: float) -> Tensor:
     """Sum of the weighted losses of a pack's learned tokens, `scale` times."""
-    visual = None
-    if len(batch.tiles):  # black ones alone where another process has pictures
-        encoded = model.encode_tiles(batch.tiles)[: batch.num_tiles]
-        visual = rearrange(encoded, "tiles visual dim -> (tiles visual) dim")
-    embedded = model.embed(batch.tokens, visual, batch.visual_rows)
+    embedded = model.embed(batch.tokens, _visual(model, batch), batch.visual_rows)
     hidden = model.decoder(embedded, batch.positions, batch.attention())
     rows = batch.learned_rows
     return chunked_cross_entropy(
         hidden[rows], model.decoder.head.weight, batch.labels[rows], batch.weights[rows] * scale
     )
+
+
+def _visual(model: InternVL, batch: TrainBatch) -> Tensor | None:
+    """Visual tokens of the pack's pictures; None where it has none."""
+    if batch.features is not None:
+        encoded = model.projector(batch.features)
+    elif len(batch.tiles):  # black ones alone where another process has pictures
+        encoded = model.encode_tiles(batch.tiles)
+    else:
+        return None
+    return rearrange(encoded[: batch.num_tiles], "tiles visual dim -> (tiles visual) dim")

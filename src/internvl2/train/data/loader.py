@@ -10,9 +10,10 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from internvl2.processing.processor import PromptSize
 from internvl2.train.data.dataset import Dataset, Fault
@@ -25,9 +26,12 @@ from internvl2.train.data.packing import (
     Waiting,
     tile_buckets,
 )
-from internvl2.train.data.workers import Made, Make, Measure, Workers
+from internvl2.train.data.tile_store import TileStore
+from internvl2.train.data.workers import CountTiles, Made, Make, Measure, Workers
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 CHUNK = 16
 """Samples that a worker measures at a time."""
@@ -78,6 +82,8 @@ class LoaderOptions:
     idle_tiles: bool = False
     """Where another rank has tiles in its pack and this one has none, give it a bucket of black
     tiles, so that every rank runs its sharded vision tower."""
+    store: TileStore | None = None
+    """Where features of tiles may be found instead."""
 
     def __post_init__(self) -> None:
         if self.packs_per_step < 1 or self.packs_per_step % self.world:
@@ -160,6 +166,15 @@ class Loader:
         packs = sum(len(step.packs) for step in self._plan(Position(), measured))
         return max(1, ceil(packs * self._samples / measured / self.options.packs_per_step))
 
+    def tiles_of_samples(self) -> dict[tuple[str, int], int]:
+        """Tiles of each sample that the run will see, by its place and their number.
+
+        Only headers of pictures are read. ValueError where a sample is augmented.
+        """
+        samples = min(len(self.dataset), self._samples or len(self.dataset))
+        chunks = self._in_chunks(CountTiles, 0, samples)
+        return {(one.where, one.tiles): one.tiles for one in chain.from_iterable(chunks)}
+
     def close(self) -> None:
         """End the worker processes."""
         self._workers.close()
@@ -195,14 +210,23 @@ class Loader:
 
     def _sizes(self, start: int, stop: int | None) -> Iterator[PromptSize | Fault]:
         """What each sample takes, measured ahead where there are processes for it."""
+        return chain.from_iterable(self._in_chunks(Measure, start, stop))
+
+    def _in_chunks(
+        self,
+        task: Callable[[int, int], Callable[[Dataset], tuple[Result, ...]]],
+        start: int,
+        stop: int | None,
+    ) -> Iterator[tuple[Result, ...]]:
+        """Results of a task for runs of samples, in their order."""
         ahead = 2 * self.options.workers
-        running: deque[Callable[[], tuple[PromptSize | Fault, ...]]] = deque()
+        running: deque[Callable[[], tuple[Result, ...]]] = deque()
         while running or stop is None or start < stop:
             while (stop is None or start < stop) and len(running) <= ahead:
                 end = start + CHUNK if stop is None else min(start + CHUNK, stop)
-                running.append(self._workers.submit(Measure(start, end)))
+                running.append(self._workers.submit(task(start, end)))
                 start = end
-            yield from running.popleft()()
+            yield running.popleft()()
 
     def _order(self, planned: _Planned) -> _Ordered:
         """Have this rank's packs of a step made; where the data end they may be empty."""
@@ -215,7 +239,9 @@ class Loader:
             own = row[options.rank].samples if options.rank < len(row) else ()
             idle = options.idle_tiles and any(pack.tiles for pack in row)
             buckets = self._buckets[1:] if idle else self._buckets
-            tasks.append(Make(own, self.dataset.limits.tokens, options.weighting, buckets))
+            tasks.append(
+                Make(own, self.dataset.limits.tokens, options.weighting, buckets, options.store)
+            )
         return _Ordered(planned, tuple(self._workers.submit(task) for task in tasks))
 
     def _finish(self, ordered: _Ordered) -> Iterator[Step]:

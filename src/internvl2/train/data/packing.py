@@ -16,6 +16,8 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 
 from internvl2.config import InternVLConfig
 from internvl2.processing.prompt import Prompt
+from internvl2.train.data.known_tiles import KnownFeatures, KnownTiles, find_known
+from internvl2.train.data.tile_store import TileStore
 
 if TYPE_CHECKING:
     import torch
@@ -197,8 +199,11 @@ class Pack:
     visual_rows: Int64[np.ndarray, " visual"]
     lengths: tuple[int, ...]
     tiles: UInt8[np.ndarray, "tiles size size 3"]
+    """Those that must be encoded."""
     num_tiles: int
+    """Tiles of pictures, with those that are known."""
     where: tuple[str, ...]
+    known: KnownTiles | None = None
 
 
 def pack_samples(
@@ -246,14 +251,21 @@ def _padding(tokens: int) -> list[int]:
 
 def with_tile_bucket(pack: Pack, tile_size: int, bucket: int) -> Pack:
     """The pack with black tiles after its own, `bucket` of them in all."""
-    if bucket < pack.num_tiles:
-        raise ValueError(f"a pack of {pack.num_tiles} tiles does not fit into {bucket}")
-    if bucket == pack.num_tiles and bucket:
+    own = len(pack.tiles)
+    if bucket < own:
+        raise ValueError(f"a pack of {own} tiles does not fit into {bucket}")
+    if bucket == own and bucket:
         return pack
     tiles = np.zeros((bucket, tile_size, tile_size, 3), np.uint8)
-    if pack.num_tiles:
-        tiles[: pack.num_tiles] = pack.tiles[: pack.num_tiles]
+    if own:
+        tiles[:own] = pack.tiles
     return replace(pack, tiles=tiles)
+
+
+def without_known_tiles(pack: Pack, store: TileStore, room: int) -> Pack:
+    """The pack with the stored features of its tiles instead of those tiles themselves."""
+    known = find_known(pack.tiles, store, room)
+    return replace(pack, tiles=pack.tiles[known.missing], known=known)
 
 
 @dataclass(frozen=True)
@@ -274,9 +286,9 @@ class TrainBatch:
     visual_rows: "torch.Tensor"
     """Int64 [visual]: the positions of visual tokens, in order."""
     tiles: "torch.Tensor"
-    """UInt8 [tiles, size, size, 3]; padded to a bucket."""
+    """UInt8 [tiles, size, size, 3]: those that must be encoded, padded to a bucket."""
     num_tiles: int
-    """How many of the tiles belong to pictures; visual tokens of the others have no place."""
+    """Tiles of pictures, the known ones among them; visual tokens of black ones have no place."""
     labels: "torch.Tensor"
     """Int64 [tokens]: what each position should say next; -100 where nothing is learned."""
     weights: "torch.Tensor"
@@ -290,6 +302,10 @@ class TrainBatch:
     """Tokens of the samples, the padding not among them."""
     where: tuple[str, ...] = ()
     """File and line of each sample."""
+    known: KnownFeatures | None = None
+    """What of its pictures the feature cache has."""
+    features: "torch.Tensor | None" = None
+    """Float [tiles, visual, wide]: what the projector reads, where that is known beforehand."""
 
     @classmethod
     def of(cls, pack: Pack) -> "TrainBatch":
@@ -313,7 +329,13 @@ class TrainBatch:
             num_samples=len(pack.where),
             num_tokens=sum(pack.lengths[: len(pack.where)]),
             where=pack.where,
+            known=pack.known and KnownFeatures.of(pack.known),
         )
+
+    @property
+    def num_encoded(self) -> int:
+        """Tiles of pictures that go through the vision tower."""
+        return self.num_tiles if self.known is None else len(self.known.keys)
 
     def to(self, device: "torch.device | str") -> "TrainBatch":
         """The batch on another device; from pinned memory the copies do not wait."""
@@ -351,4 +373,5 @@ class TrainBatch:
             labels=move(self.labels),
             weights=move(self.weights),
             learned_rows=move(self.learned_rows),
+            known=self.known and self.known.moved(move),
         )

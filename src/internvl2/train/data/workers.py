@@ -1,8 +1,8 @@
 """Processes that measure samples and make packs, and their stand-in where there are none.
 
-The tiles of a pack, some 18 MB, come to the trainer through a file in memory where the system has
-such a folder with room left, and else through a pipe, which takes from the trainer a fifteenth of
-a core per 100 tiles/s.
+The tiles of a pack, some 18 MB, or their stored features, come to the trainer through a file in
+memory where the system has such a folder with room left, and else through a pipe, which takes from
+the trainer a fifteenth of a core per 100 tiles/s.
 """
 
 import multiprocessing
@@ -26,7 +26,14 @@ import numpy as np
 
 from internvl2.processing.processor import PromptSize
 from internvl2.train.data.dataset import Dataset, Fault, Sample
-from internvl2.train.data.packing import LossWeighting, Pack, pack_samples, with_tile_bucket
+from internvl2.train.data.packing import (
+    LossWeighting,
+    Pack,
+    pack_samples,
+    with_tile_bucket,
+    without_known_tiles,
+)
+from internvl2.train.data.tile_store import TileStore
 
 Result = TypeVar("Result")
 
@@ -68,6 +75,41 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleTiles:
+    """How many tiles a sample has; alike in every epoch."""
+
+    where: str
+    tiles: int
+
+
+@dataclass(frozen=True, slots=True)
+class CountTiles:
+    """Count the tiles of the samples from `start` to before `stop` that can be used.
+
+    ValueError where a sample shows other pixels each time.
+    """
+
+    start: int
+    stop: int
+
+    def __call__(self, dataset: Dataset) -> tuple[SampleTiles, ...]:
+        """For each of those samples."""
+        counted = []
+        for ordinal in range(self.start, self.stop):
+            size = dataset.measure(ordinal)
+            if isinstance(size, Fault):
+                continue
+            record = dataset.record(ordinal)
+            if record.augment:
+                raise ValueError(
+                    f"{record.where}: the sample is augmented, so that its tiles never come again; "
+                    "give data.augment = false or leave out feature_cache"
+                )
+            counted.append(SampleTiles(record.where, size.tiles))
+        return tuple(counted)
+
+
+@dataclass(frozen=True, slots=True)
 class Made:
     """A pack, and the samples that are missing in it."""
 
@@ -84,6 +126,8 @@ class Make:
     weighting: LossWeighting
     buckets: tuple[int, ...]
     """Numbers of tiles that a pack may have, ascending; those beyond its own are black."""
+    store: TileStore | None = None
+    """Where features of tiles may be found."""
 
     def __call__(self, dataset: Dataset) -> Made:
         """The pack of those samples that can be used."""
@@ -91,27 +135,35 @@ class Make:
         samples = [found for found in encoded if isinstance(found, Sample)]
         faults = tuple(found for found in encoded if isinstance(found, Fault))
         pack = pack_samples(samples, self.length, self.weighting)
-        bucket = next(size for size in self.buckets if size >= pack.num_tiles)
+        if self.store is not None:
+            pack = without_known_tiles(pack, self.store, self._bucket(pack.num_tiles))
+        bucket = self._bucket(len(pack.tiles))
         return Made(with_tile_bucket(pack, dataset.processor.config.tile_size, bucket), faults)
+
+    def _bucket(self, tiles: int) -> int:
+        return next(size for size in self.buckets if size >= tiles)
 
 
 @dataclass(frozen=True, slots=True)
 class _Lying:
-    """A pack whose tiles lie in a file."""
+    """A pack whose tiles and features lie in a file."""
 
     made: Made
     file: Path
-    shape: tuple[int, ...]
+    tiles: tuple[int, ...]
+    """Their shape."""
+    features: tuple[int, ...]
+    """Theirs."""
 
     def take(self) -> Made:
-        """The pack with its tiles; the file is gone."""
-        tiles = np.empty(self.shape, np.uint8)
+        """The pack with its tiles and features; the file is gone."""
+        arrays = np.empty(self.tiles, np.uint8), np.empty(self.features, np.uint8)
         with self.file.open("rb", buffering=0) as file:
-            read = file.readinto(tiles.data.cast("B")) if tiles.size else 0
+            read = sum(file.readinto(each.data.cast("B")) for each in arrays if each.size)
         self.file.unlink()
-        if read != tiles.nbytes:
-            raise OSError(f"{self.file} holds {read} of {tiles.nbytes} bytes")
-        return replace(self.made, pack=replace(self.made.pack, tiles=tiles))
+        if read != sum(each.nbytes for each in arrays):
+            raise OSError(f"{self.file} holds {read} bytes, not those of {self.tiles}")
+        return _with_arrays(self.made, *arrays)
 
 
 class Workers:
@@ -193,17 +245,28 @@ def _run(task: Callable[[Dataset], Any]) -> Any:
 
 
 def _laid_down(made: Made, folder: Path) -> Made | _Lying:
-    """The pack with its tiles in a file, or as it is where there is no room for one."""
-    tiles = made.pack.tiles
+    """The pack with its large arrays in a file, or as it is where there is no room for one."""
+    tiles, known = made.pack.tiles, made.pack.known
+    features = tiles[:0] if known is None else known.features
+    needed = tiles.nbytes + features.nbytes
     path = folder / uuid.uuid4().hex
     try:
-        if shutil.disk_usage(folder).free < tiles.nbytes + SPARE:
+        if shutil.disk_usage(folder).free < needed + SPARE:
             return made
         with path.open("xb", buffering=0) as file:
-            written = file.write(tiles.data.cast("B")) if tiles.size else 0
+            written = sum(
+                file.write(each.data.cast("B")) for each in (tiles, features) if each.size
+            )
     except OSError:
         written = None
-    if written != tiles.nbytes:
+    if written != needed:
         path.unlink(missing_ok=True)
         return made
-    return _Lying(replace(made, pack=replace(made.pack, tiles=tiles[:0])), path, tiles.shape)
+    return _Lying(_with_arrays(made, tiles[:0], features[:0]), path, tiles.shape, features.shape)
+
+
+def _with_arrays(made: Made, tiles: np.ndarray, features: np.ndarray) -> Made:
+    pack = replace(made.pack, tiles=tiles)
+    if pack.known is not None:
+        pack = replace(pack, known=replace(pack.known, features=features))
+    return replace(made, pack=pack)

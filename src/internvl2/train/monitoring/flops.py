@@ -33,18 +33,20 @@ def pack_flops(
     tiles: int,
     labelled: int,
     lora: Lora = NO_ADAPTERS,
+    known: int = 0,
 ) -> Flops:
     """What one pack costs: sequences of `lengths`, so many tiles, so many rows through the head.
 
     A product of n numbers counts 2n; the backward pass costs once more for the input's gradient and
     once more for the weight's, where they are needed: for a matrix with an adapter, never the
     weight's. `freeze` says which own weights stay (`Recipe.kept`). Row lengths (DoRA) and 4-bit
-    weights made readable count nothing.
+    weights made readable count nothing. Through the tower go all tiles but the `known` ones.
     """
     trained = _trained_vision(config, freeze, lora)
     fed = tiles > 0 and not (freeze.projector and not trained)
     return Flops(
-        tiles * (_tower(config, freeze, lora) + _projector(config, freeze, trained > 0)),
+        (tiles - known) * _tower(config, freeze, lora)
+        + tiles * _projector(config, freeze, trained > 0),
         _decoder(config, freeze, lora, fed, lengths, labelled),
     )
 

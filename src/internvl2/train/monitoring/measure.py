@@ -65,8 +65,8 @@ class Meter:
     def _flops(self, pack: TrainBatch) -> Flops:
         labelled = len(pack.learned_rows)
         lengths = pack.lengths[: pack.num_samples]
-        tiles = pack.num_tiles
-        return pack_flops(self.config, self.freeze, lengths, tiles, labelled, self.lora)
+        tiles, known = pack.num_tiles, pack.num_tiles - pack.num_encoded
+        return pack_flops(self.config, self.freeze, lengths, tiles, labelled, self.lora, known)
 
 
 def _memory(device: torch.device) -> int:
