@@ -230,8 +230,8 @@ def _require_space(destination: Path, size: int) -> None:
 
 
 def _flush(directory: Path) -> None:
-    """Have every file of a directory on disk before it gets its name."""
-    for path in directory.iterdir():
+    """Have the files of a directory on disk before it gets its name, but not of folders in it."""
+    for path in filter(Path.is_file, directory.iterdir()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
     _flush_directory(directory)
