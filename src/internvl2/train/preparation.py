@@ -6,7 +6,7 @@ the recipe says so: the whole of a quantised model is never in memory.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -21,6 +21,7 @@ from internvl2.config import InternVLConfig
 from internvl2.model.internvl import InternVL
 from internvl2.model.lora import LoraSettings, add_lora, with_new_adapters
 from internvl2.model.parallel import compile_layers, recompute_layers
+from internvl2.model.quantize import quantize_decoder, store_quantized
 from internvl2.processing.processor import Processor
 from internvl2.train.optimizers.groups import freeze_parts
 from internvl2.train.parallel import World
@@ -77,7 +78,7 @@ def prepare(recipe: Recipe, world: World) -> Prepared:
     loss.to_empty(device=world.device)
     parts = {name: local(parameter) for name, parameter in model.named_parameters()}
     weights = with_new_adapters(source.weights(model), model, recipe.seed)
-    fill(parts, own_parts(model, _all_but_quantised(model, weights)))
+    fill(parts, own_parts(model, store_quantized(weights, model)))
     return Prepared(loss.eval(), source.processor, source.config)
 
 
@@ -86,8 +87,6 @@ def without_memory(recipe: Recipe, config: InternVLConfig, dtype: torch.dtype) -
     with torch.device("meta"):
         model = InternVL(config).to(dtype)
     if recipe.quantize is not None:
-        from internvl2.model.quantize import quantize_decoder
-
         quantize_decoder(model)
     add_lora(model, **adapter_settings(recipe.lora))
     freeze_parts(model, recipe.kept)
@@ -120,25 +119,6 @@ def _change_layers(model: InternVL, recipe: Recipe, *, compiled: bool) -> None:
     if compiled:
         compile_layers(model)
     recompute_layers(model, recipe.recompute.vision, recipe.recompute.decoder)
-
-
-def _all_but_quantised(
-    model: nn.Module, weights: Iterable[tuple[str, Tensor]]
-) -> Iterator[tuple[str, Tensor]]:
-    """Weights that are kept as they are; the others go into their quantised places meanwhile."""
-    from internvl2.model.quantize import Nf4Linear
-
-    places = {
-        f"{name}.weight": module
-        for name, module in model.named_modules()
-        if isinstance(module, Nf4Linear)
-    }
-    for name, tensor in weights:
-        if name in places:
-            places.pop(name).store(tensor)
-        else:
-            yield name, tensor
-    assert not places, list(places)
 
 
 def training(model: InternVL) -> None:
