@@ -67,13 +67,14 @@ def lines(record: Any, prefix: str = "") -> list[str]:
             for item in value:
                 tables += ["", f"[[{prefix}{f.name}]]", *lines(item, f"{prefix}{f.name}.")]
         elif value is not None:
-            values.append(f"{f.name} = {_toml(value)}")
+            values.append(f"{f.name} = {toml_value(value)}")
     return values + tables
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it."""
     if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(toml_value, value)) + "]"
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no value for a recipe")
     return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
