@@ -10,7 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from internvl2 import device as devices
@@ -31,6 +36,7 @@ def shard(loss: PackLoss, world: World) -> None:
         assert isinstance(divided, FSDPModule)
         divided.set_gradient_divide_factor(1.0)
         divided.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(loss, "read")
 
 
 def is_divided(loss: nn.Module) -> bool:
@@ -104,16 +110,18 @@ def squared_lengths(tensors: list[Tensor]) -> Tensor:
     return squares
 
 
-def gather(model: nn.Module, device: torch.device | str, *, keep: bool) -> dict[str, Tensor]:
+def gather(
+    tensors: Iterable[tuple[str, Tensor]], device: torch.device | str, *, keep: bool
+) -> dict[str, Tensor]:
     """Whole weights by name in the processes that `keep` them.
 
     Divided ones are gathered onto `device` one after the other, the others stay as they are.
     """
     kept = {}
-    for name, parameter in model.named_parameters():
-        tensor = whole(parameter)
+    for name, part in tensors:
+        tensor = whole(part)
         if keep:
-            kept[name] = tensor.to(device) if isinstance(parameter, DTensor) else tensor
+            kept[name] = tensor.to(device) if isinstance(part, DTensor) else tensor
     return kept
 
 

@@ -1,11 +1,17 @@
 """The loss of one pack: tiles and tokens through the model, labelled rows through the head."""
 
+from collections.abc import Callable
+
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from internvl2.model.internvl import InternVL
 from internvl2.train.data.packing import TrainBatch
 from internvl2.train.loss import chunked_cross_entropy
+
+Reader = Callable[[Float[Tensor, "rows dim"], Float[Tensor, "vocab dim"]], tuple[Tensor, ...]]
+"""Something else to make of hidden states at the positions that learn, with the head's weights."""
 
 
 class PackLoss(nn.Module):
@@ -19,15 +25,27 @@ class PackLoss(nn.Module):
         """The loss of a pack."""
         return pack_loss(self.model, batch, scale)
 
+    def read(self, batch: TrainBatch, reader: Reader) -> tuple[Tensor, ...]:
+        """What a reader makes of a pack."""
+        return reader(_learned_states(self.model, batch), self.model.decoder.head.weight)
+
 
 def pack_loss(model: InternVL, batch: TrainBatch, scale: float) -> Tensor:
     """Sum of the weighted losses of a pack's learned tokens, `scale` times."""
-    embedded = model.embed(batch.tokens, _visual(model, batch), batch.visual_rows)
-    hidden = model.decoder(embedded, batch.positions, batch.attention())
     rows = batch.learned_rows
     return chunked_cross_entropy(
-        hidden[rows], model.decoder.head.weight, batch.labels[rows], batch.weights[rows] * scale
+        _learned_states(model, batch),
+        model.decoder.head.weight,
+        batch.labels[rows],
+        batch.weights[rows] * scale,
     )
+
+
+def _learned_states(model: InternVL, batch: TrainBatch) -> Float[Tensor, "rows dim"]:
+    """Hidden states at the positions of a pack that learn."""
+    embedded = model.embed(batch.tokens, _visual(model, batch), batch.visual_rows)
+    hidden = model.decoder(embedded, batch.positions, batch.attention())
+    return hidden[batch.learned_rows]
 
 
 def _visual(model: InternVL, batch: TrainBatch) -> Tensor | None:
