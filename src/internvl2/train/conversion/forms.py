@@ -109,9 +109,8 @@ def _swift(messages: Sequence[Message], media: MediaFiles) -> dict[str, Any]:
 
 def _parquet(messages: Sequence[Message], media: MediaFiles) -> dict[str, Any]:
     found = tagged(messages)
-    columns = {"images": [], "videos": [], "clip": []}
     lists = _lists(found, media.stored) | _clip(found)
-    return {"messages": _messages(found.turns)} | columns | lists
+    return {"messages": _messages(found.turns)} | lists
 
 
 def _openai(messages: Sequence[Message], media: MediaFiles) -> dict[str, Any]:
