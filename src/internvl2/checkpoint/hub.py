@@ -73,11 +73,12 @@ def _base_of(adapter: Path) -> Path:
     return base
 
 
-def resolve(model: str | Path, *, revision: str | None = None) -> Path:
+def resolve(model: str | Path, *, revision: str | None = None, weights: bool = True) -> Path:
     """The directory of a model: itself, or where the hub's files of that name lie.
 
     `model` is a directory, a short name (`internvl2-8b`), a hub id (`OpenGVLab/InternVL2-8B`), or
-    `nano`, which is in the package.
+    `nano`, which is in the package. Without `weights` a download leaves them out, which is enough
+    to encode conversations.
     """
     path = Path(model)
     if path.is_dir():
@@ -89,7 +90,14 @@ def resolve(model: str | Path, *, revision: str | None = None) -> Path:
         return Path(str(files("internvl2") / "assets" / EMBEDDED))
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise FileNotFoundError(f"there is no directory {name}")
-    return download(hub_id(name), revision=revision)
+    return download(hub_id(name), revision=revision, weights=weights)
+
+
+def lasting_name(model: str | Path) -> str:
+    """A model's name that means the same in every directory: an absolute path, or a hub id."""
+    if Path(model).is_dir():
+        return str(Path(model).absolute())
+    return EMBEDDED if str(model) == EMBEDDED else hub_id(str(model))
 
 
 def hub_id(name: str) -> str:
@@ -101,7 +109,7 @@ def hub_id(name: str) -> str:
     return find(name).hub_id
 
 
-def download(repository: str, *, revision: str | None = None) -> Path:
+def download(repository: str, *, revision: str | None = None, weights: bool = True) -> Path:
     """The directory with a hub repository's needed files, downloaded unless they are cached."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
@@ -125,8 +133,9 @@ def download(repository: str, *, revision: str | None = None) -> Path:
     except HFValidationError as error:
         raise ValueError(f"{repository!r} is no hub id: {error}") from None
     except unreachable as error:
-        return _cached(repository, revision, _first_line(error))
-    patterns = _patterns(repository, [sibling.rfilename for sibling in siblings or []])
+        return _cached(repository, revision, _first_line(error), weights)
+    names = [sibling.rfilename for sibling in siblings or []]
+    patterns = _patterns(repository, names) if weights else [*WANTED]
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, *unreachable) as error:
@@ -158,7 +167,7 @@ def _any_match(names: list[str], patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name, pattern) for name in names for pattern in patterns)
 
 
-def _cached(repository: str, revision: str | None, reason: str) -> Path:
+def _cached(repository: str, revision: str | None, reason: str, weights: bool) -> Path:
     """What an earlier download left, where the hub cannot be reached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError

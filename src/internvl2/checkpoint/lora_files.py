@@ -39,6 +39,10 @@ _FACTOR = re.compile(r"\.lora_(?P<kind>A|B|magnitude_vector)(\.(?!weight$)\w+)?(
 """A tensor of an adapter, with or without the name that PEFT gives it while it is in a model."""
 
 
+class Misfit(ValueError):
+    """An adapter's tensor that a model has no place for."""
+
+
 @dataclass(frozen=True, slots=True)
 class LowRank:
     """The adapter of one matrix."""
@@ -74,8 +78,6 @@ class Adapter:
 
     directory: Path
     config: AdapterConfig
-    fingerprint: str | None
-    """Of the base's weights; adapters of other programs have none."""
     rules: list[Rule]
     updates: Mapping[str, LowRank]
     replaced: Mapping[str, Tensor]
@@ -91,14 +93,6 @@ class Adapter:
             return ours
         theirs = zip(rule.theirs, rule.write(ours), strict=True)
         return rule.read([self._merged(name, tensor) for name, tensor in theirs])
-
-    def require_base(self, fingerprint: str, model: Path) -> None:
-        """Raise if the adapter was trained on other weights than those of `model`."""
-        if fingerprint != self.fingerprint:
-            raise ValueError(
-                f"the adapter {self.directory} was trained on {self.config.base}; the weights of "
-                f"{model} are others"
-            )
 
     def _merged(self, name: str, tensor: Tensor) -> Tensor:
         tensor = self.replaced.get(name, tensor)
@@ -143,7 +137,7 @@ def fingerprint(parameter: Callable[[str], Tensor], config: InternVLConfig) -> s
 
 
 def read_fingerprint(directory: Path) -> str | None:
-    """The fingerprint of the base that an adapter's file names."""
+    """The fingerprint of an adapter's base; adapters of other programs have none."""
     path = directory / FILES[0]
     if not path.is_file():
         return None
@@ -173,8 +167,7 @@ def read_adapter(directory: Path, config: InternVLConfig, shapes: Shapes) -> Ada
     replaced = {
         place: _whole(source, name, wanted[place]) for place, name in named.replaced.items()
     }
-    stamp = read_fingerprint(directory)
-    return Adapter(directory, described, stamp, named.rules, updates, replaced)
+    return Adapter(directory, described, named.rules, updates, replaced)
 
 
 def read_contents(directory: Path) -> Contents:
@@ -231,9 +224,7 @@ def _find_places(
         missing = [name for name in names if name not in places]
         unknown = min(unknown, missing, key=len) if unknown else missing
     more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-    raise ValueError(
-        f"{directory} changes what this model does not have: {', '.join(unknown[:SHOWN])}{more}"
-    )
+    raise Misfit(f"it has no place for {', '.join(unknown[:SHOWN])}{more}")
 
 
 def _places(
@@ -276,9 +267,7 @@ def _plain(name: str) -> str:
 def _whole(source: TensorSource, name: str, shape: tuple[int, ...]) -> Tensor:
     stored = source.stored[name]
     if stored.shape != shape:
-        raise ValueError(
-            f"{stored.file}: {name} is {list(stored.shape)}; the model has {list(shape)} there"
-        )
+        raise Misfit(f"{name} is {list(stored.shape)}; the model has {list(shape)} there")
     return source.read(name)
 
 
@@ -299,8 +288,8 @@ def _low_rank(
     for kind, name in parts.items():
         found = source.stored[name].shape
         if found != wanted[kind]:
-            raise ValueError(
-                f"{file}: {name} is {list(found)}; rank {rank} for the model's {list(shape)} "
+            raise Misfit(
+                f"{name} is {list(found)}; rank {rank} for the model's {list(shape)} "
                 f"needs {list(wanted[kind])}"
             )
     settings = LoraSettings(

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from internvl2.checkpoint.adapter_config import AdapterConfig, write_adapter_config
 from internvl2.checkpoint.convert import building
-from internvl2.checkpoint.layouts import Rule, Shapes, rules
+from internvl2.checkpoint.layouts import Rule, rules
 from internvl2.checkpoint.lora_files import FILES, FINGERPRINT
+from internvl2.checkpoint.source import parameter_shapes
 from internvl2.config import InternVLConfig
 from internvl2.model.lora import LoraSettings, is_adapter
 
@@ -86,7 +87,6 @@ class _Written:
 def write_adapter(
     trained: Mapping[str, Tensor],
     config: InternVLConfig,
-    shapes: Shapes,
     parts: Parts,
     base: Base,
     directory: Path,
@@ -94,31 +94,32 @@ def write_adapter(
     """Write what was trained as an adapter directory; it must not exist, or be empty.
 
     `trained` has our names: `….attention.q.down`, `.up` and `.magnitude` of adapters, and
-    parameters that were trained as a whole. `shapes` are all the parameters of the model.
+    parameters that were trained as a whole.
     """
+    shapes = parameter_shapes(config)
     table = rules("hf", config, shapes)
-    adapters = [written for rule in table for written in _adapters(rule, trained, shapes, parts)]
+    foreign = [name for name in trained if _adapted(name) not in shapes]
+    assert not foreign, foreign
+    adapters = [written for rule in table for written in _adapters(rule, trained, parts)]
     tensors = {name: x for written in adapters for name, x in written.tensors().items()}
     whole = {name: x for name, x in trained.items() if not is_adapter(name)}
-    replaced = {
-        name: tensor
-        for rule in table
-        if any(name in whole for name in rule.ours)
-        for name, tensor in _replaced(rule, whole)
-    }
+    replaced = {name: x for rule in table for name, x in _replaced(rule, whole)}
     tensors |= {PREFIX + name: tensor for name, tensor in replaced.items()}
     everything = [name for rule in table for name in rule.theirs]
     described = _describe(adapters, parts, _modules(everything, replaced), config, base)
     metadata = {"format": "pt", FINGERPRINT: base.fingerprint}
     with building(directory) as partial:
-        contiguous = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-        save_file(contiguous, partial / FILES[0], metadata)
+        ready = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+        save_file(ready, partial / FILES[0], metadata)
         write_adapter_config(described, partial)
 
 
-def _adapters(
-    rule: Rule, trained: Mapping[str, Tensor], shapes: Shapes, parts: Parts
-) -> Iterable[_Written]:
+def _adapted(name: str) -> str:
+    """The parameter that a trained tensor changes."""
+    return f"{name.rpartition('.')[0]}.weight" if is_adapter(name) else name
+
+
+def _adapters(rule: Rule, trained: Mapping[str, Tensor], parts: Parts) -> list[_Written]:
     """The adapters of a rule's tensors, made of those of our parameters."""
     stems = [name.removesuffix(".weight") for name in rule.ours]
     if not any(f"{stem}.up" in trained for stem in stems):
@@ -130,7 +131,7 @@ def _adapters(
     magnitudes: Sequence[Tensor | None] = [None] * len(ups)
     if settings.dora:
         columns = [trained[f"{stem}.magnitude"][:, None] for stem in stems]
-        magnitudes = [column[:, 0] for column in rule.write(columns)]
+        magnitudes = [column[:, 0].clone() for column in rule.write(columns)]
     down = torch.cat(downs)
     return [
         _Written(name.removesuffix(".weight"), down.clone(), up.clone(), magnitude, settings.scale)
@@ -145,6 +146,8 @@ def _beside_each_other(ups: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _replaced(rule: Rule, whole: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+    if not any(name in whole for name in rule.ours):
+        return ()
     assert all(name in whole for name in rule.ours), rule.ours
     return zip(rule.theirs, rule.write([whole[name] for name in rule.ours]), strict=True)
 

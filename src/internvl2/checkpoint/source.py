@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from internvl2.checkpoint.adapter_config import read_adapter_config
 from internvl2.checkpoint.adapters import merged
 from internvl2.checkpoint.config_files import Layout, read_lora_ranks, tied_embeddings
 from internvl2.checkpoint.files import Stored, TensorSource, open_weights
@@ -19,7 +20,14 @@ from internvl2.checkpoint.layouts import (
     is_ignorable,
     rules,
 )
-from internvl2.checkpoint.lora_files import Adapter, fingerprint, read_adapter, with_adapter
+from internvl2.checkpoint.lora_files import (
+    Adapter,
+    Misfit,
+    fingerprint,
+    read_adapter,
+    read_fingerprint,
+    with_adapter,
+)
 from internvl2.config import InternVLConfig
 from internvl2.model.internvl import InternVL
 
@@ -94,10 +102,14 @@ def open_checkpoint(
     checkpoint = _open_base(directory, config)
     if adapter is None:
         return checkpoint
-    read = read_adapter(adapter, config, checkpoint.shapes)
-    if read.fingerprint is not None:
-        read.require_base(checkpoint.fingerprint(config), directory)
-    return replace(checkpoint, adapter=read)
+    about = f"the adapter {adapter} was trained on {read_adapter_config(adapter).base or 'a model'}"
+    stamp = read_fingerprint(adapter)
+    if stamp is not None and stamp != checkpoint.fingerprint(config):
+        raise ValueError(f"{about}; the weights of {directory} are others")
+    try:
+        return replace(checkpoint, adapter=read_adapter(adapter, config, checkpoint.shapes))
+    except Misfit as error:
+        raise ValueError(f"{about}; {directory} is another: {error}") from None
 
 
 def _open_base(directory: Path, config: InternVLConfig) -> Checkpoint:
