@@ -43,7 +43,8 @@ TORCH_FREE = SCHEDULING | SCORING | PLANNING
 BROAD_EXCEPT_ALLOWED = {"engine.step_loop", "engine.worker"}
 """A step and the thread that runs it report whatever stops them to the callers concerned."""
 
-MODULE_OF = {"pillow": "PIL", "tensorboard": "torch"}  # torch.utils.tensorboard imports it
+MODULE_OF = {"pillow": "PIL", "pyyaml": "yaml", "tensorboard": "torch"}
+"""torch.utils.tensorboard imports tensorboard."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)

@@ -21,10 +21,11 @@ from internvl2.cli.data_check import CheckRecipe, parse_check
 from internvl2.cli.evaluate import Eval
 from internvl2.cli.generate import Generate
 from internvl2.cli.info import Info
+from internvl2.cli.migrate import Migrate, with_command
 from internvl2.cli.mistakes import as_line
 from internvl2.cli.train import Train, TrainRecipe, parse_train
 
-Command = Chat | Generate | Info | Convert | Train | Eval | Data
+Command = Chat | Generate | Info | Convert | Train | Eval | Data | Migrate
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
@@ -57,6 +58,8 @@ def _parse(arguments: Sequence[str]) -> Command | TrainRecipe | CheckRecipe | in
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
+            if arguments[0:1] == ["migrate"]:
+                arguments = with_command(arguments)
             if arguments[0:1] == ["train"] and len(arguments) > 2:
                 return parse_train(arguments[1:])
             if arguments[:2] == ["data", "check"] and not _starts_with_option(arguments[2:]):
@@ -95,7 +98,7 @@ def _command_of(arguments: Sequence[str]) -> str:
     command, action = [*arguments[:2], "", ""][:2]
     if command == "data" and action in ("make", "check", "convert"):
         return f"internvl2 data {action}"
-    known = command in ("chat", "generate", "info", "convert", "data")
+    known = command in ("chat", "generate", "info", "convert", "data", "migrate")
     return f"internvl2 {command}" if known else "internvl2"
 
 

@@ -1,0 +1,60 @@
+"""Data files that a source names: whether our readers read them, and what share is taken."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONVERT = "`internvl2 data convert` makes a file that is read"
+READ_ENDINGS = (".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A data set as a table of the recipe, or what keeps it from being one."""
+
+    table: dict[str, Any]
+    fault: str = ""
+
+
+def local(path: Path, *, root: Path | None = None, most: int | None = None) -> Found:
+    """The table of a file; `most` samples of it, where it is there to be counted.
+
+    A file that is there is opened and its first record read.
+    """
+    table: dict[str, Any] = {"path": str(path)}
+    if root is not None and root != path.parent:
+        table["root"] = str(root)
+    if path.is_file() and path.suffix not in READ_ENDINGS:
+        return Found(table, f"{path}: files are {', '.join(READ_ENDINGS)}; {CONVERT}")
+    if not path.exists():
+        if most is None:
+            return Found(table)
+        return Found(table, f"{path} is not here to be counted: repeat = {most} / its samples")
+    return _opened(path, table, most)
+
+
+def _opened(path: Path, table: dict[str, Any], most: int | None) -> Found:
+    from internvl2.train.data.formats import SourceOptions, open_source
+
+    try:
+        source = open_source(path, SourceOptions(root=table.get("root")))
+        count = len(source)
+        if most is not None and most != count:
+            table["repeat"] = _share(most, count)
+        source[0]
+    except (ValueError, OSError) as error:
+        return Found(table, f"{error}; {CONVERT}")
+    return Found(table)
+
+
+def _share(most: int, count: int) -> float:
+    """A share that gives `most` of `count` samples when it is rounded down."""
+    return round((most + 0.5) / count, 9)
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is a file or folder rather than a set of a hub."""
+    return bool(re.search(r"\.(jsonl?|csv|tsv|txt|parquet)$", name)) or name.startswith(
+        ("/", "./", "../", "~")
+    )
