@@ -90,7 +90,7 @@ def check_few_rows(folder: Path) -> None:
     optimizers = [ExactAdamW(m.parameters(), moments="8bit") for m in (alone, parts)]
     for optimizer in optimizers:
         optimizer.step()
-    gathered = gather(parts, "cpu", keep=True)
+    gathered = gather(parts.named_parameters(), "cpu", keep=True)
     for name, p in alone.named_parameters():
         torch.testing.assert_close(gathered[name], p.detach())
     state = {

@@ -47,6 +47,8 @@ class Progress:
     """Where the data goes on; made and read by the data."""
     best_loss: float | None = None
     """The lowest validation loss so far."""
+    base: str | None = None
+    """Fingerprint of the stored model that the run began with; checkpoints have no frozen part."""
 
 
 @dataclass(frozen=True, slots=True)

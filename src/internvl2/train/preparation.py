@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
-from internvl2.checkpoint.hub import resolve
+from internvl2.checkpoint.hub import lasting_name, resolve
+from internvl2.checkpoint.lora_writing import Base
 from internvl2.checkpoint.store import fill, find, require_memory
 from internvl2.config import InternVLConfig
 from internvl2.model.internvl import InternVL
@@ -42,6 +43,8 @@ class Prepared:
     loss: PackLoss
     processor: Processor
     config: InternVLConfig
+    base: Base | None
+    """The stored model that the run begins with; None of random weights."""
 
     @property
     def model(self) -> InternVL:
@@ -58,6 +61,7 @@ class _Source:
     dtype: torch.dtype
     weights: Callable[[InternVL], Iterator[tuple[str, Tensor]]]
     """Whole tensors for all parameters of a model, by name."""
+    base: Base | None = None
 
 
 def prepare(recipe: Recipe, world: World) -> Prepared:
@@ -79,7 +83,7 @@ def prepare(recipe: Recipe, world: World) -> Prepared:
     parts = {name: local(parameter) for name, parameter in model.named_parameters()}
     weights = with_new_adapters(source.weights(model), model, recipe.seed)
     fill(parts, own_parts(model, store_quantized(weights, model)))
-    return Prepared(loss.eval(), source.processor, source.config)
+    return Prepared(loss.eval(), source.processor, source.config, source.base)
 
 
 def without_memory(recipe: Recipe, config: InternVLConfig, dtype: torch.dtype) -> InternVL:
@@ -129,8 +133,11 @@ def training(model: InternVL) -> None:
 
 def _stored(recipe: Recipe, device: torch.device) -> _Source:
     found = find(recipe.model, device, recipe.dtype)
+    checkpoint, base = found.checkpoint, None
+    if checkpoint.adapter is None or recipe.lora.is_used:  # the latter complains of the former
+        base = Base(lasting_name(recipe.model), checkpoint.fingerprint(found.config))
     return _Source(
-        found.processor, found.config, found.dtype, lambda model: found.checkpoint.parameters()
+        found.processor, found.config, found.dtype, lambda model: checkpoint.parameters(), base
     )
 
 

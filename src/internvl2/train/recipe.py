@@ -368,6 +368,11 @@ def _require_sound_adapters(recipe: Recipe) -> None:
     lora, freeze = recipe.lora, recipe.freeze
     if lora.is_used and recipe.from_scratch:
         raise ValueError("lora and from_scratch exclude each other: adapters need a stored model")
+    if lora.is_used and recipe.layout != "opengvlab":
+        raise ValueError(
+            f"layout is {recipe.layout!r}, but a run with adapters stores these alone; "
+            "`internvl2 convert` writes the whole model in any layout"
+        )
     if lora.vision_rank and freeze.vision_last:
         raise ValueError(
             f"lora.vision_rank is {lora.vision_rank} and freeze.vision_last is "

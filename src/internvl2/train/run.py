@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from internvl2 import device as devices
 from internvl2.model.internvl import InternVL
@@ -27,7 +28,7 @@ from internvl2.train.monitoring.measure import Meter
 from internvl2.train.optimization import Optimization
 from internvl2.train.optimizers.schedule import rate_factor
 from internvl2.train.parallel import World
-from internvl2.train.preparation import compiles, prepare, training
+from internvl2.train.preparation import compiles, prepare, training, without_memory
 from internvl2.train.recipe import Recipe
 from internvl2.train.sharding import gather, is_divided, release, require_room
 
@@ -44,6 +45,8 @@ class Run:
         torch.use_deterministic_algorithms(recipe.deterministic)
         prepared = prepare(recipe, world)
         self.model, self.processor = prepared.model, prepared.processor
+        self.base = prepared.base
+        """The stored model that the run began with."""
         self._loss = prepared.loss
         validation_sources(recipe, self.processor)  # or a wrong path is found hours later
         compiled = compiles(recipe, world.device)
@@ -118,20 +121,25 @@ class Run:
             raise ValueError("the validation data has no token to learn")
         return loss / weight
 
-    def whole_weights(self) -> dict[str, Tensor]:
-        """All parameters by name, in the first process; every process must ask."""
-        return gather(self.model, "cpu", keep=self.world.is_first)
+    def results(self) -> dict[str, Tensor]:
+        """Parameters by name for the run's folder, in the first process; every process must ask.
+
+        All of them or, where parts have adapters, the trained ones.
+        """
+        wanted = self._trained() if self.recipe.lora.is_used else self.model.named_parameters()
+        return gather(wanted, "cpu", keep=self.world.is_first)
 
     def whole_model(self) -> InternVL | None:
         """A model that can answer, in the first process; every process must ask."""
         if not is_divided(self._loss):
             return self.model if self.world.is_first else None
         self.require_room_for_answers()
-        weights = gather(self.model, self.world.device, keep=self.world.is_first)
+        wanted = chain(self.model.named_parameters(), self.model.named_buffers())
+        weights = gather(wanted, self.world.device, keep=self.world.is_first)
         if not self.world.is_first:
             return None
-        with torch.device("meta"):
-            model = InternVL(self.model.config)
+        dtype = weights["decoder.embedding.weight"].dtype
+        model = without_memory(self.recipe, self.model.config, dtype)
         model.load_state_dict(weights, strict=True, assign=True)
         return model.eval()
 
@@ -143,8 +151,14 @@ class Run:
     def _restored(self) -> Progress:
         """How far the run had come; weights and optimizer as they were then."""
         progress = self.checkpointer.load(self._places_for)
+        base = None if self.base is None else self.base.fingerprint
         if progress is None:
-            return Progress(0, {})
+            return Progress(0, {}, base=base)
+        if None not in (progress.base, base) and progress.base != base:
+            raise ValueError(
+                f"the run in {self.checkpointer.folder.parent} was begun with other weights than "
+                f"those that {self.recipe.model} has now; give another --output"
+            )
         logger.info("going on after step %d", progress.step)
         return progress
 
@@ -157,8 +171,11 @@ class Run:
         return weights | self._optimization.allocate(stored)
 
     def _weights(self) -> dict[str, Tensor]:
-        """The model's parameters by their names in a checkpoint."""
-        return {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        """The trained parameters by their names in a checkpoint; the frozen ones never change."""
+        return {f"model.{name}": parameter.detach() for name, parameter in self._trained()}
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
 
     def _step(self, packs: Step, started: float, waited: float) -> StepRecord:
         """One change of the weights; the loss is a mean over the packs of all processes."""

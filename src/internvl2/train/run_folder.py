@@ -1,19 +1,21 @@
-"""The folder of a run: its recipe, metrics and checkpoints, and in the end the model itself."""
+"""The folder of a run: its recipe, metrics and checkpoints, in the end a model or adapters."""
 
 import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import reduce
 from operator import getitem
 from pathlib import Path
 
 from torch import Tensor
 
+from internvl2.checkpoint.lora_writing import Base, Parts, write_adapter
 from internvl2.checkpoint.store import save_weights
 from internvl2.processing.processor import Processor
-from internvl2.train.recipe import Recipe
+from internvl2.train.preparation import adapter_settings
+from internvl2.train.recipe import Freeze, Lora, Recipe
 
 FIXED = (
     ("model",),
@@ -23,11 +25,16 @@ FIXED = (
     ("max_tiles",),
     ("seed",),
     ("from_scratch",),
+    ("quantize",),
     ("optimizer", "name"),
     ("optimizer", "moments"),
+    *(("freeze", f.name) for f in fields(Freeze)),
+    *(("lora", f.name) for f in fields(Lora)),
 )
-"""What decides weights at the start, the order of samples and the kind of the optimizer's state; a
-resumed run must not change it."""
+"""What decides weights at the start, the order of samples, what is trained and the kind of the
+optimizer's state; a resumed run must not change it."""
+ENDS = ("config.json", "adapter_config.json")
+"""Files that make a folder a model or an adapter."""
 
 
 class RunFolder:
@@ -49,7 +56,7 @@ class RunFolder:
     def open(self) -> None:
         """Makes the folder, or finds out that the run in it can go on; writes the recipe down."""
         written = self.path / "recipe.toml"
-        if (self.path / "config.json").exists():
+        if any((self.path / name).exists() for name in ENDS):
             raise ValueError(f"{self.path} holds a finished model; give another --output")
         if written.exists() and any(self.checkpoints.glob("step-*")):
             self._check(Recipe.read(written))
@@ -58,27 +65,42 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.recipe.write(written)
 
-    def save_best(self, weights: Mapping[str, Tensor], processor: Processor) -> None:
-        """Puts a model in the place of the best one."""
+    def save_best(
+        self, weights: Mapping[str, Tensor], processor: Processor, base: Base | None
+    ) -> None:
+        """Puts a model, or adapters of `base`, in the place of the best one."""
         with tempfile.TemporaryDirectory(prefix=".best.", dir=self.path) as scratch:
             fresh = Path(scratch) / "best"
-            self._save(weights, processor, fresh)
+            self._save(weights, processor, base, fresh)
             if self.best.exists():
                 self.best.rename(Path(scratch) / "old")
             fresh.rename(self.best)
 
-    def finish(self, weights: Mapping[str, Tensor], processor: Processor) -> None:
-        """Puts the trained model into the folder; config.json, which makes it a model, last."""
+    def finish(
+        self, weights: Mapping[str, Tensor], processor: Processor, base: Base | None
+    ) -> None:
+        """Puts the trained model, or adapters of `base`, there; what makes it one comes last."""
         partial = self.path / ".model"
         shutil.rmtree(partial, ignore_errors=True)
-        self._save(weights, processor, partial)
-        files = sorted(partial.iterdir(), key=lambda file: file.name == "config.json")
+        self._save(weights, processor, base, partial)
+        files = sorted(partial.iterdir(), key=lambda file: file.name in ENDS)
         for file in files:
             file.rename(self.path / file.name)
         partial.rmdir()
 
-    def _save(self, weights: Mapping[str, Tensor], processor: Processor, folder: Path) -> None:
-        save_weights(weights, processor.config, processor, folder, self.recipe.layout)
+    def _save(
+        self,
+        weights: Mapping[str, Tensor],
+        processor: Processor,
+        base: Base | None,
+        folder: Path,
+    ) -> None:
+        if not self.recipe.lora.is_used:
+            save_weights(weights, processor.config, processor, folder, self.recipe.layout)
+            return
+        assert base is not None
+        parts = Parts(**adapter_settings(self.recipe.lora))
+        write_adapter(weights, processor.config, parts, base, folder)
 
     def _check(self, begun: Recipe) -> None:
         ours, theirs = json.loads(_text(self.recipe)), json.loads(_text(begun))

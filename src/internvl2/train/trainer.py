@@ -97,13 +97,13 @@ class Trainer:
         return stop
 
     def _finish(self, run: Run, log: RunLog | None) -> None:
-        """The last measurement, and the trained model in the run's folder."""
+        """The last measurement, and the trained model or its adapters in the run's folder."""
         if run.progress.step % self.recipe.validation.every:
             self._validate(run, log)
         run.checkpointer.finish()
-        weights = run.whole_weights()
+        weights = run.results()
         if self.world.is_first:
-            self.folder.finish(weights, run.processor)
+            self.folder.finish(weights, run.processor, run.base)
         self.world.wait()
 
     def _validate(self, run: Run, log: RunLog | None) -> None:
@@ -119,9 +119,9 @@ class Trainer:
         best = run.progress.best_loss
         if "loss" in scores and (best is None or scores["loss"] < best):
             run.progress = replace(run.progress, best_loss=scores["loss"])
-            weights = run.whole_weights()
+            weights = run.results()
             if self.world.is_first:
-                self.folder.save_best(weights, run.processor)
+                self.folder.save_best(weights, run.processor, run.base)
         self.world.wait()
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
