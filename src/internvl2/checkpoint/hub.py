@@ -172,18 +172,19 @@ def _cached(repository: str, revision: str | None, reason: str, weights: bool) -
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    for weights in WEIGHTS:
+    for patterns in WEIGHTS if weights else ((),):
         try:
             found = snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=[*WANTED, *weights],
+                allow_patterns=[*WANTED, *patterns],
                 local_files_only=True,
             )
         except LocalEntryNotFoundError:
             continue
         names = [path.name for path in Path(found).iterdir()]
-        if {"config.json", "adapter_config.json"} & set(names) and _any_match(names, weights):
+        described = {"config.json", "adapter_config.json"} & set(names)
+        if described and (not weights or _any_match(names, patterns)):
             return Path(found)
     raise FileNotFoundError(
         f"{repository} is not in the cache and the hub cannot be reached ({reason}); download it "

@@ -1,17 +1,25 @@
 """`internvl2 data check`: what a recipe would train on, and what is wrong with it."""
 
+import json
+import logging
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional, arg
 
+from internvl2 import console
 from internvl2.cli.train import recipe_values
 from internvl2.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from internvl2.processing.processor import Processor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +28,20 @@ class CheckOptions:
 
     limit: int | None = None
     """Look at the first N samples of each set only; of drawn samples 100 unless given."""
+    show: int = 3
+    """So many samples of each set are shown as the model reads them."""
+    preview: Path | None = None
+    """HTML file to write: pictures with their boxes and tiles, and what is learned from them."""
+    preview_samples: int = 12
+    """Most samples of each set in the preview; half of them such that something was found in."""
+    json: bool = False
+    """Print one JSON object instead of lines."""
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}; it must be at least 1")
+        for name, least in (("limit", 1), ("show", 0), ("preview_samples", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +57,19 @@ class Check(CheckOptions):
 
     def run(self) -> int:
         """0 when a run could train on it, 1 when there are faults."""
-        return check(Recipe.read(self.recipe), self)
+        return check(self.recipe, Recipe.read(self.recipe), self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckRecipe(CheckOptions):
     """`data check` with the recipe as the command line changed it."""
 
-    recipe: Annotated[Recipe, tyro.conf.FlagConversionOff, arg(name="")]
+    settings: Annotated[Recipe, tyro.conf.FlagConversionOff, arg(name="")]
+    recipe: tyro.conf.Suppress[str]
 
     def run(self) -> int:
         """The same exit codes."""
-        return check(self.recipe, self)
+        return check(self.recipe, self.settings, self)
 
 
 def parse_check(arguments: Sequence[str]) -> CheckRecipe:
@@ -60,7 +79,7 @@ def parse_check(arguments: Sequence[str]) -> CheckRecipe:
         CheckRecipe,
         prog=f"internvl2 data check {name}",
         description="Look at what the recipe would train on; options change its values.",
-        default=CheckRecipe(recipe=Recipe.read(name)),
+        default=CheckRecipe(recipe=name, settings=Recipe.read(name)),
         args=options,
         config=(
             tyro.conf.AvoidSubcommands,
@@ -71,15 +90,32 @@ def parse_check(arguments: Sequence[str]) -> CheckRecipe:
     )
 
 
-def check(recipe: Recipe, options: CheckOptions) -> int:
-    """Prints what is found."""
-    from internvl2.train.doctor.sets import ClosedSet, open_sets
+def check(name: str, recipe: Recipe, options: CheckOptions) -> int:
+    """Prints what is found in the data of a recipe."""
+    from internvl2.train.doctor.examination import Examination
+    from internvl2.train.doctor.page import page
+    from internvl2.train.doctor.report import lines, plain
+    from internvl2.train.doctor.sets import open_sets
 
-    sets = open_sets(recipe, _processor(recipe.model).template.name, options.limit)
-    for found in sets:
-        closed = isinstance(found, ClosedSet)
-        print(f"{found.name}: {found.reason if closed else f'{len(found.source)} samples'}")
-    return int(any(isinstance(found, ClosedSet) for found in sets))
+    if options.preview is not None and not options.preview.absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {options.preview.absolute().parent}")
+    processor = _processor(recipe.model)
+    sets = open_sets(recipe, processor.template.name, options.limit)
+    examination = Examination(recipe, processor, sets)
+    with console.progress(examination.samples, "looking", unit="sample") as bar:
+        examination.run(min(recipe.workers, os.cpu_count() or 1), bar.update)
+    report = examination.report(name, options.show)
+    if options.json:
+        print(json.dumps(plain(report), ensure_ascii=False))
+    else:
+        for line in lines(report, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ):
+            print(line)
+    if options.preview is not None:
+        options.preview.write_text(
+            page(report, examination.examples(options.preview_samples)), encoding="utf-8"
+        )
+        logger.info("wrote %s", options.preview)
+    return int(report.has_faults)
 
 
 def _processor(model: str) -> "Processor":
@@ -88,5 +124,5 @@ def _processor(model: str) -> "Processor":
     from internvl2.checkpoint.hub import resolve
     from internvl2.processing.processor import Processor
 
-    directory = resolve(model)
+    directory = resolve(model, weights=False)
     return Processor.from_directory(directory, read_config(directory))

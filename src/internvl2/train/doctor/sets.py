@@ -22,6 +22,8 @@ class OpenedSet:
     use: Use
     source: Source
     """Every record once, whatever is wrong with its boxes and turns."""
+    stored: int
+    """How many records there are, also beyond the limit."""
     epoch: int
     """How many samples an epoch sees."""
 
@@ -67,7 +69,8 @@ def _one(named: Named, use: Use, limit: int | None) -> OpenedSet | ClosedSet:
         source = named.open()
     except (ValueError, OSError) as error:
         return ClosedSet(named.name, use, one_line(error))
-    return OpenedSet(named.name, use, _first(_once(source), limit), len(source))
+    once = _once(source)
+    return OpenedSet(named.name, use, _first(once, limit), len(once), len(source))
 
 
 def _drawn(drawn: Synthetic, use: Use, limit: int | None) -> OpenedSet | ClosedSet:
@@ -77,7 +80,7 @@ def _drawn(drawn: Synthetic, use: Use, limit: int | None) -> OpenedSet | ClosedS
     except ValueError as error:
         return ClosedSet(name, use, one_line(error))
     few = replace(source, samples=min(source.samples, DRAWN if limit is None else limit))
-    return OpenedSet(name, use, few, len(source))
+    return OpenedSet(name, use, few, source.samples, source.samples)
 
 
 def _once(source: Source) -> Source:
