@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from internvl2.processing.conversation import Message, Picture
 from internvl2.train.conversion.geometry import DrawnOn, annotated_frame
@@ -64,6 +64,7 @@ class Annotated:
     identity: str | int | None = None
 
 
+@runtime_checkable
 class AnnotatedPictures(Protocol):
     """The pictures of an annotated set, by number."""
 

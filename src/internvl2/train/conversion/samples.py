@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from internvl2.processing.conversation import Message
 
@@ -31,6 +31,7 @@ class Notes:
         return (f"{what}: {count}" for what, count in self.counts.items())
 
 
+@runtime_checkable
 class Entries(Protocol):
     """The entries of a source, by number."""
 
