@@ -21,7 +21,7 @@ class AboutAdapter:
     ranks: dict[str, int]
     """Of the adapted matrices, by their names without what comes before the part and the layer."""
     replaced: tuple[str, ...]
-    """Tensors that were trained as a whole."""
+    """Modules that were trained as a whole."""
     parameters: int
 
     def lines(self) -> str:
@@ -57,12 +57,15 @@ def describe_adapter(directory: Path) -> AboutAdapter:
         alpha=config.alpha,
         dropout=config.dropout,
         ranks={_short(module): rank for module, rank in contents.ranks.items()},
-        replaced=contents.replaced,
+        replaced=config.whole or contents.replaced,
         parameters=contents.parameters,
     )
 
 
 def _short(module: str) -> str:
     """`vision.attention.q_proj` or `decoder.mlp.up_proj`, whatever the layer."""
-    part = "vision" if "vision" in module else "decoder"
-    return ".".join([part, *module.split(".")[-2:]])
+    path = module.split(".")
+    if "multi_modal_projector" in path or "mlp1" in path:
+        return f"projector.{path[-1]}"
+    is_vision = path[0] == "encoder" or {"vision_tower", "vision_model"} & set(path)
+    return ".".join(["vision" if is_vision else "decoder", *path[-2:]])
