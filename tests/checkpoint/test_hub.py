@@ -166,6 +166,19 @@ def test_broken_download_resumes_where_it_stopped(hub):
     assert stored.read_bytes() == (hub.folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
+def test_an_adapter_is_downloaded_and_found_offline(hub):
+    for path in hub.folder.iterdir():
+        path.unlink()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt"):
+        (hub.folder / name).write_bytes(name.encode())
+    first = resolved(hub, "internvl2-8b")
+    assert first.returncode == 0, first.stderr
+    fetched = {name for name, _ in hub.fetched}
+    assert fetched == {"adapter_config.json", "adapter_model.safetensors"}
+    assert resolved(hub, "internvl2-8b", HF_HUB_OFFLINE="1").stdout == first.stdout
+
+
 def test_repository_that_does_not_exist_is_one_clear_error(hub):
     run = resolved(hub, "someone/else")
     assert "the hub has no model 'someone/else'" in run.stderr

@@ -16,7 +16,6 @@ from internvl2.checkpoint.hub import locate
 from internvl2.checkpoint.lora_writing import Base, Parts, write_adapter
 from internvl2.checkpoint.source import open_checkpoint
 from internvl2.checkpoint.store import load_model, save
-from internvl2.config import InternVLConfig
 from internvl2.family import find
 from internvl2.model.attention import PackedAttention
 from internvl2.model.internvl import InternVL, random_model
@@ -219,21 +218,31 @@ def test_tensors_that_do_not_fit_are_named(removed, added, message, trained):
         load_model(made.base, adapter=made.adapter)
 
 
+DECODER = [f"model.layers.1.{name}" for name in ("attention.wqkv", "feed_forward.w2")]
+VISION = [f"encoder.layers.1.{name}" for name in ("attn.qkv", "mlp.fc1")]
+
+
 @pytest.mark.parametrize(
-    "prefix",
-    ["base_model.model.language_model.", "language_model.base_model.model.", "base_model.model."],
+    ("part", "places"), [("language_model", DECODER), ("vision_model", VISION)]
 )
-@pytest.mark.parametrize("name", ["", ".default"])
-def test_adapters_of_the_released_names_are_read_fused_ones_too(prefix, name, tiny, tmp_path):
-    config: InternVLConfig = tiny("internlm2")
-    save(random_model(config), None, tmp_path / "base", "opengvlab")
+@pytest.mark.parametrize(
+    ("prefix", "name"),
+    [
+        ("base_model.model.{part}.", ""),
+        ("{part}.base_model.model.", ".default"),
+        ("base_model.model.", ""),
+    ],
+)
+def test_adapters_of_the_released_names_are_read_fused_ones_too(
+    part, places, prefix, name, tiny, tmp_path
+):
+    save(random_model(tiny("internlm2")), None, tmp_path / "base", "opengvlab")
     weights = load_file(tmp_path / "base" / "model.safetensors")
-    places = [f"model.layers.1.{each}" for each in ("attention.wqkv", "feed_forward.w2")]
-    tensors = {}
+    prefix, tensors = prefix.format(part=part), {}
     for place in places:
-        matrix = weights[f"language_model.{place}.weight"]
+        matrix = weights[f"{part}.{place}.weight"]
         down, up = torch.randn(3, matrix.shape[1]), torch.randn(matrix.shape[0], 3)
-        weights[f"language_model.{place}.weight"] = matrix + 7 / 3 * up @ down
+        weights[f"{part}.{place}.weight"] = matrix + 7 / 3 * up @ down
         tensors[f"{prefix}{place}.lora_A{name}.weight"] = down
         tensors[f"{prefix}{place}.lora_B{name}.weight"] = up
     (tmp_path / "adapter").mkdir()

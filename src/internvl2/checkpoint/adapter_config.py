@@ -18,7 +18,8 @@ FILE = "adapter_config.json"
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 """Initial values that leave the model itself as it is."""
 _OTHER_KINDS = (
-    *("alora_invocation_tokens", "arrow_config", "fan_in_fan_out", "kasa_config"),
+    *("alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "fan_in_fan_out"),
+    "kasa_config",
     *("layer_replication", "lora_bias", "monteclora_config", "target_parameters"),
     *("trainable_token_indices", "use_bdlora", "use_qalora"),
 )
