@@ -45,8 +45,10 @@ class Progress:
     """Changes of the weights so far."""
     position: dict[str, Any]
     """Where the data goes on; made and read by the data."""
-    best_loss: float | None = None
-    """The lowest validation loss so far."""
+    best_score: float | None = None
+    """The best value so far of what validation goes by."""
+    without_better: int = 0
+    """Measurements in a row since then."""
     base: str | None = None
     """Fingerprint of the stored model that the run began with; checkpoints have no frozen part."""
 

@@ -18,11 +18,18 @@ from internvl2.model.internvl import InternVL
 from internvl2.train.checkpointer import Checkpointer, Progress, StoredTensor
 from internvl2.train.data.formats import Indexed
 from internvl2.train.data.loader import Position, Step
-from internvl2.train.data.mixture import training_loader, validation_loader, validation_sources
+from internvl2.train.data.mixture import (
+    guard_loader,
+    guard_sources,
+    training_loader,
+    validation_loader,
+    validation_sources,
+)
 from internvl2.train.data.packing import TrainBatch
 from internvl2.train.data.tile_store import TileStore
 from internvl2.train.data.transfer import arriving
 from internvl2.train.features import open_cache
+from internvl2.train.guard import ForgettingGuard
 from internvl2.train.monitoring.log import StepRecord
 from internvl2.train.monitoring.measure import Meter
 from internvl2.train.optimization import Optimization
@@ -49,6 +56,7 @@ class Run:
         """The stored model that the run began with."""
         self._loss = prepared.loss
         validation_sources(recipe, self.processor)  # or a wrong path is found hours later
+        guard_sources(recipe, self.processor)
         compiled = compiles(recipe, world.device)
         self._optimization = Optimization(self.model, recipe, compiled=compiled)
         self._meter = Meter(prepared.config, recipe.kept, world, recipe.lora)
@@ -67,6 +75,7 @@ class Run:
         """Steps of the whole run; an estimate where the data decide it."""
         if self._features is not None:
             self._features.require_room(self._count_tiles(), world)
+        self._guard = self._opened_guard()
 
     def __enter__(self) -> "Run":
         return self
@@ -120,6 +129,13 @@ class Run:
         if weight == 0:
             raise ValueError("the validation data has no token to learn")
         return loss / weight
+
+    def divergence(self) -> float:
+        """How far the model's answers to the guard's data have moved since the run began."""
+        if self._guard is None:
+            raise ValueError("the recipe has no guard.data to ask")
+        self.model.eval()
+        return self._guard.divergence(self._loss, self._probes())
 
     def results(self) -> dict[str, Tensor]:
         """Parameters by name for the run's folder, in the first process; every process must ask.
@@ -219,6 +235,23 @@ class Run:
         if self._features is not None:
             self._features.finish()
 
+    def _opened_guard(self) -> ForgettingGuard | None:
+        """The recipe's guard; a run that begins has it write down what the model answers now."""
+        settings = self.recipe.guard
+        if not settings.data:
+            return None
+        folder = Path(self.recipe.output) / "guard"
+        guard = ForgettingGuard(folder, settings.top_k, self.world)
+        if not self.progress.step:
+            guard.remember(self._loss, self._probes())
+        return guard
+
+    def _probes(self) -> Iterator[TrainBatch]:
+        loader = guard_loader(self.recipe, self.processor, self.world, self._store)
+        with closing(loader) as steps:
+            for packs in steps:
+                yield from self._batches(packs)
+
     @property
     def _store(self) -> TileStore | None:
         return None if self._features is None else self._features.store
@@ -230,6 +263,9 @@ class Run:
         tiles = self._loader.tiles_of_samples()
         if self.recipe.validation.is_measured:
             with closing(validation_loader(self.recipe, self.processor, self.world)) as loader:
+                tiles |= loader.tiles_of_samples()
+        if self.recipe.guard.data:
+            with closing(guard_loader(self.recipe, self.processor, self.world)) as loader:
                 tiles |= loader.tiles_of_samples()
         return sum(tiles.values())
 

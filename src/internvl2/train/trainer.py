@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from internvl2.model.internvl import InternVL
 from internvl2.processing.processor import Processor
 from internvl2.train.data.formats import Indexed, indexed
-from internvl2.train.monitoring.log import RunLog, StepRecord, ValidationRecord
+from internvl2.train.monitoring.log import RunLog, ValidationRecord
 from internvl2.train.monitoring.trackers import open_trackers, require_trackers
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Recipe
@@ -29,7 +29,8 @@ Validate = Callable[[InternVL, Processor, int], dict[str, float]]
 class Ending:
     """How a run ended, and where its results are."""
 
-    reason: Literal["finished", "stopped"]
+    reason: Literal["finished", "early", "stopped"]
+    """early: by `validation.stop_after` or `guard.max_kl`; stopped: by SIGTERM, to go on later."""
     step: int
     folder: Path
 
@@ -67,14 +68,22 @@ class Trainer:
     def _train(self, run: Run) -> Ending:
         if self.validate is not None:
             run.require_room_for_answers()
+        enough = None
         with self._open_log(run) as log:
             for record in run.steps():
-                if self._after_step(run, log, record):
+                if log is not None:
+                    log.step(record)
+                enough = self._measure(run, log)
+                if self._save(run):
                     return Ending("stopped", record.step, self.folder.path)
+                if enough is not None:
+                    logger.info("the run ends early, after step %d: %s", record.step, enough)
+                    break
             if run.progress.step != run.saved_step:
                 run.save()
             self._finish(run, log)
-        return Ending("finished", run.progress.step, self.folder.path)
+        reason = "finished" if enough is None else "early"
+        return Ending(reason, run.progress.step, self.folder.path)
 
     def _open_log(self, run: Run) -> AbstractContextManager[RunLog | None]:
         if not self.world.is_first:
@@ -82,33 +91,38 @@ class Trainer:
         folder, done = self.folder.path, run.progress.step
         return RunLog(folder, done, run.total, open_trackers(self.recipe, folder, done))
 
-    def _after_step(self, run: Run, log: RunLog | None, record: StepRecord) -> bool:
-        """Records, validates and saves when it is time; whether the run must end here."""
-        if log is not None:
-            log.step(record)
-        if record.step % self.recipe.validation.every == 0:
-            self._validate(run, log)
+    def _measure(self, run: Run, log: RunLog | None, *, last: bool = False) -> str | None:
+        """Measures what it is time for, in the `last` measurement all else; why to end, if so."""
+        step, validation, guard = run.progress.step, self.recipe.validation, self.recipe.guard
+        enough = None
+        if (step % validation.every == 0) != last:
+            enough = self._validate(run, log)
+        if guard.data and (step % guard.every == 0) != last:
+            enough = self._compare(run, log) or enough
+        return enough
+
+    def _save(self, run: Run) -> bool:
+        """Saves when it is time; whether the run must end here."""
         stop = self.world.sum([self._stop])[0] > 0
         run.checkpointer.check()
-        if stop or record.step % self.recipe.save_every == 0:
+        if stop or run.progress.step % self.recipe.save_every == 0:
             run.save()
         if stop:
             run.checkpointer.finish()
         return stop
 
     def _finish(self, run: Run, log: RunLog | None) -> None:
-        """The last measurement, and the trained model or its adapters in the run's folder."""
-        if run.progress.step % self.recipe.validation.every:
-            self._validate(run, log)
+        """The last measurements, and the trained model or its adapters in the run's folder."""
+        self._measure(run, log, last=True)
         run.checkpointer.finish()
         weights = run.results()
         if self.world.is_first:
             self.folder.finish(weights, run.processor, run.base)
         self.world.wait()
 
-    def _validate(self, run: Run, log: RunLog | None) -> None:
-        measured = self.recipe.validation.data or self.recipe.validation.synthetic
-        scores = {"loss": run.validation_loss()} if measured else {}
+    def _validate(self, run: Run, log: RunLog | None) -> str | None:
+        """Keeps the best model; why the run should end, if it should."""
+        scores = {"loss": run.validation_loss()} if self.recipe.validation.is_measured else {}
         if self.validate is not None:
             model = run.whole_model()
             if model is not None:
@@ -116,13 +130,47 @@ class Trainer:
             del model
         if log is not None and scores:
             log.validation(ValidationRecord(run.progress.step, scores))
-        best = run.progress.best_loss
-        if "loss" in scores and (best is None or scores["loss"] < best):
-            run.progress = replace(run.progress, best_loss=scores["loss"])
+        value = self._decisive(scores)
+        if value is None:
+            return None
+        enough = self._weigh(run, value)
+        if not run.progress.without_better:
             weights = run.results()
             if self.world.is_first:
                 self.folder.save_best(weights, run.processor, run.base)
         self.world.wait()
+        return enough
+
+    def _decisive(self, scores: Mapping[str, float]) -> float | None:
+        """The score that `best` goes by, which the first process may have alone."""
+        metric = self.recipe.validation.stop_metric
+        mine = [metric in scores, scores.get(metric, 0.0)]
+        known, value = self.world.sum(mine if self.world.is_first else [0, 0])
+        if not known and (metric != "loss" or self.recipe.validation.stop_after is not None):
+            raise ValueError(f"validation.stop_metric is {metric!r}; measured: {sorted(scores)}")
+        return value if known else None
+
+    def _weigh(self, run: Run, value: float) -> str | None:
+        """Notes a new score; why the run should end, if it should."""
+        validation, best = self.recipe.validation, run.progress.best_score
+        lower = validation.stop_metric == "loss"
+        if best is None or (value < best if lower else value > best):
+            run.progress = replace(run.progress, best_score=value, without_better=0)
+            return None
+        missed = run.progress.without_better + 1
+        run.progress = replace(run.progress, without_better=missed)
+        if validation.stop_after is None or missed < validation.stop_after:
+            return None
+        return f"{validation.stop_metric} was not better than {best:.4g} {missed} times in a row"
+
+    def _compare(self, run: Run, log: RunLog | None) -> str | None:
+        """Tells how far the model has moved; why the run should end, if it should."""
+        moved, most = run.divergence(), self.recipe.guard.max_kl
+        if log is not None:
+            log.validation(ValidationRecord(run.progress.step, {"guard.kl": moved}))
+        if most is None or moved <= most:
+            return None
+        return f"the divergence from the first model is {moved:.4g}, above guard.max_kl = {most}"
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
