@@ -1,7 +1,10 @@
 """Runs with a feature cache learn what runs without one learn, and run no vision twice."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from PIL import Image
 from internvl2.model.vision import VisionTower
 from internvl2.train.data.tile_store import TileStore
 from internvl2.train.features import tower_fingerprint
+from internvl2.train.monitoring.log import read_records
 from internvl2.train.parallel import World
 from internvl2.train.preparation import prepare
 from internvl2.train.recipe import (
@@ -155,3 +159,32 @@ def test_augmentation_that_a_meta_file_asks_for_is_found_before_the_first_step(r
     meta.write_text(json.dumps({"pictures": entry}))
     with pytest.raises(ValueError, match=r"train\.jsonl.*is augmented"):
         train(replace(recipe, data=(DataSource(str(meta)),)), "first")
+
+
+@pytest.mark.slow
+def test_worker_processes_bring_the_features_that_are_kept(recipe, encoded):
+    first = train(recipe, "first")
+    encoded.clear()
+    assert train(replace(recipe, workers=1), "second") == first
+    assert encoded == []
+
+
+@pytest.mark.slow
+def test_two_processes_fill_one_cache_and_learn_what_one_learns(recipe, encoded):
+    file = Path(recipe.output).with_suffix(".toml")
+    recipe.write(file)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    source = str(Path(__file__).parents[2] / "src")
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "internvl2", "train", str(file)],
+        env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "features of 16 tiles take" in done.stderr
+    steps, validations = read_records(Path(recipe.output) / "metrics.jsonl")
+    losses = [record.loss for record in steps] + [validations[-1].scores["loss"]]
+    assert len(kept(recipe)) == 16
+    assert train(recipe, "alone") == pytest.approx(losses, rel=1e-4)
+    assert encoded == []
