@@ -31,7 +31,9 @@ CONFIG = InternVLConfig(
     image_token_id=7,
 )
 PLAIN = LoraSettings(4, 6.0)
-KINDS = [replace(PLAIN, dora=dora, rslora=rslora) for dora in (0, 1) for rslora in (0, 1)]
+KINDS = [
+    replace(PLAIN, dora=dora, rslora=rslora) for dora in (False, True) for rslora in (False, True)
+]
 LENGTHS = (9, 6)
 
 
@@ -67,8 +69,11 @@ def gradients(model: InternVL) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
+@pytest.mark.parity
 def test_outputs_and_gradients_are_those_of_peft():
-    from peft import LoraConfig, get_peft_model  # takes seconds
+    pytest.importorskip("peft")
+    from peft import LoraConfig, get_peft_model
 
     for settings in KINDS:
         base = nn.Linear(24, 40)
@@ -160,7 +165,7 @@ def test_inputs_are_dropped_in_training_mode_alone():
     change = F.linear(F.linear(x, layer.down), layer.up) * 2
     torch.testing.assert_close(layer.eval()(x), plain + change)
     torch.manual_seed(0)
-    mean = torch.stack([layer.train()(x) for _ in range(2000)]).mean(dim=0)
+    mean = torch.stack([layer.train()(x) for _ in range(1000)]).mean(dim=0)
     assert not torch.equal(layer(x), layer(x))
     torch.testing.assert_close(mean, plain + change, rtol=0, atol=0.1 * change.abs().max().item())
 

@@ -8,7 +8,7 @@ mean of all, times a scale for 256 of them. That is 0.516 bytes a weight. All of
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,20 +44,6 @@ class Nf4:
     pair_values: Float32[Tensor, "bytes 2"]
     """The two values that each byte of codes stands for."""
     scale_values: Float32[Tensor, " bytes"]
-
-    @classmethod
-    def empty(cls, count: int, device: torch.device | str) -> Self:
-        """Room for so many numbers."""
-        blocks = -(-count // BLOCK)
-        groups = -(-blocks // GROUP)
-        return cls(
-            torch.empty(blocks, BLOCK // 2, dtype=torch.uint8, device=device),
-            torch.empty(groups, GROUP, dtype=torch.uint8, device=device),
-            torch.empty(groups, 1, device=device),
-            torch.empty((), device=device),
-            torch.empty(len(NF4) ** 2, 2, device=device),
-            torch.empty(256, device=device),
-        )
 
 
 STORED = tuple(field.name for field in fields(Nf4))
@@ -112,7 +98,7 @@ class Nf4Linear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        stored = Nf4.empty(weight.numel(), weight.device)
+        stored = _room(weight.numel(), weight.device)
         for name in STORED:
             self.register_buffer(name, getattr(stored, name))
         if not weight.is_meta:
@@ -215,6 +201,20 @@ class _Product(torch.autograd.Function):
         values = torch.where(first == first, stored.pair_values, first)
         weight = dequantize_nf4(replace(stored, pair_values=values), ctx.shape, grad.dtype)
         return grad @ weight, *[None] * (2 + len(STORED))
+
+
+def _room(count: int, device: torch.device) -> Nf4:
+    """For so many numbers."""
+    blocks = -(-count // BLOCK)
+    groups = -(-blocks // GROUP)
+    return Nf4(
+        torch.empty(blocks, BLOCK // 2, dtype=torch.uint8, device=device),
+        torch.empty(groups, GROUP, dtype=torch.uint8, device=device),
+        torch.empty(groups, 1, device=device),
+        torch.empty((), device=device),
+        torch.empty(len(NF4) ** 2, 2, device=device),
+        torch.empty(256, device=device),
+    )
 
 
 def _scales(
