@@ -23,6 +23,7 @@ from internvl2.cli.generate import Generate
 from internvl2.cli.info import Info
 from internvl2.cli.migrate import Migrate, with_command
 from internvl2.cli.mistakes import as_line
+from internvl2.cli.plan import PlanTraining
 from internvl2.cli.train import Train, TrainRecipe, parse_train
 
 Command = Chat | Generate | Info | Convert | Train | Eval | Data | Migrate
@@ -53,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error)
 
 
-def _parse(arguments: Sequence[str]) -> Command | TrainRecipe | CheckRecipe | int:
+def _parse(
+    arguments: Sequence[str],
+) -> Command | TrainRecipe | PlanTraining | CheckRecipe | int:
     """The command that was typed; an exit code where help or a mistake was answered instead."""
     complaint = io.StringIO()
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
+from internvl2.cli.plan import PlanOptions, PlanTraining, changing_the_recipe
 from internvl2.train.recipe import DataSource, Recipe, Synthetic
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class Train:
     """Fine-tune a model, or train one from nothing, as a recipe says; goes on where it ended.
 
     Every value of the recipe is an option: `--optimizer.learning-rate 1e-5`, `--data a.jsonl`.
-    `internvl2 train RECIPE --help` lists them with the recipe's values. Several GPUs:
+    `internvl2 train RECIPE --help` lists them with the recipe's values. `--plan` says how much
+    memory training takes and how fast it will be, and trains nothing. Several GPUs:
     `torchrun --nproc-per-node 8 -m internvl2 train RECIPE`.
     """
 
@@ -78,25 +80,35 @@ class TrainRecipe:
         return train(self.settings)
 
 
-def parse_train(arguments: Sequence[str]) -> TrainRecipe:
+@dataclass(frozen=True)
+class _Options:
+    """All that may stand behind a recipe's name."""
+
+    planning: Annotated[PlanOptions, arg(name="")]
+    recipe: Annotated[tyro.conf.FlagConversionOff[Recipe], arg(name="")]
+
+
+def parse_train(arguments: Sequence[str]) -> TrainRecipe | PlanTraining:
     """The recipe that is named first, changed by the options after it."""
     name, *options = arguments
     if name.startswith("-"):
         raise ValueError(f"train {name}: give the recipe before its options")
-    recipe = tyro.cli(
-        Recipe,
+    found = tyro.cli(
+        _Options,
         prog=f"internvl2 train {name}",
         description="Train as the recipe says; options change its values.",
-        default=Recipe.read(name),
+        default=_Options(PlanOptions(), Recipe.read(name)),
         args=options,
         config=(
             tyro.conf.AvoidSubcommands,
-            tyro.conf.FlagConversionOff,
+            tyro.conf.FlagCreatePairsOff,
             tyro.conf.HelptextFromCommentsOff,
         ),
         registry=recipe_values(),
     )
-    return TrainRecipe(recipe)
+    if found.planning.plan:
+        return PlanTraining(name, found.recipe, changing_the_recipe(options), found.planning)
+    return TrainRecipe(found.recipe)
 
 
 def recipe_values() -> tyro.constructors.ConstructorRegistry:

@@ -1,0 +1,1 @@
+"""What a recipe will need before it runs: memory, speed, and which strategy to take."""
