@@ -61,8 +61,14 @@ class Few(nn.Module):
         self.model.decoder.layers = self.model.decoder["layers"]
         self.model.vision.layers = self.model.vision["layers"]
 
+    def read(self, x):
+        return self.forward(x)
+
     def forward(self, x):
         return self.model.decoder.layers[0](self.model.vision.layers[0](x)).square().sum()
+
+    def read(self, x):
+        return (self.forward(x),)
 
 
 def check_room(model: nn.Module, world: World) -> None:

@@ -18,12 +18,15 @@ from internvl2.train.monitoring.log import StepRecord, read_records
 from internvl2.train.recipe import (
     DataSource,
     Freeze,
+    Guard,
+    Lora,
     Optimizer,
     Packing,
     Recipe,
     Schedule,
     Validation,
 )
+from internvl2.train.run_folder import ENDS
 from internvl2.train.trainer import Trainer
 
 sys.path.append(str(Path(__file__).parent))
@@ -112,7 +115,8 @@ def in_one_process(recipe: Recipe) -> None:
 
 def unfinished(recipe: Recipe, steps: int) -> Recipe:
     """The recipe of so many steps, in a folder that can go on."""
-    (Path(recipe.output) / "config.json").unlink(missing_ok=True)
+    for end in ENDS:
+        (Path(recipe.output) / end).unlink(missing_ok=True)
     return replace(recipe, schedule=Schedule("constant", 0.0, max_steps=steps))
 
 
@@ -131,7 +135,7 @@ def losses(recipe: Recipe) -> list[float]:
 
 def scores(recipe: Recipe, name: str) -> list[float]:
     found = read_records(Path(recipe.output) / "metrics.jsonl")[1]
-    return [record.scores[name] for record in found]
+    return [record.scores[name] for record in found if name in record.scores]
 
 
 def weights(folder: str | Path) -> dict[str, torch.Tensor]:
@@ -164,7 +168,10 @@ def base(data, folder) -> Recipe:
 @pytest.fixture(scope="module")
 def exact(base, folder) -> Twins:
     """What two processes do in the tests that are always run; starting them takes most of it."""
-    runs = twins(replace(base, validation=Validation(base.data, every=2)), folder, "exact")
+    measured = replace(
+        base, validation=Validation(base.data, every=2), guard=Guard(base.data, every=3, top_k=8)
+    )
+    runs = twins(measured, folder, "exact")
     in_two_processes(folder, runs.divided)
     in_one_process(runs.alone)
     return runs
@@ -212,6 +219,12 @@ def test_validation_of_divided_weights_is_that_of_whole_ones(exact):
     assert distance(best, last) == 0  # the loss fell to the end
 
 
+def test_the_guard_of_divided_weights_is_that_of_whole_ones(exact):
+    alone, divided = scores(exact.alone, "guard.kl"), scores(exact.divided, "guard.kl")
+    assert divided == pytest.approx(alone, rel=1e-3)
+    assert min(alone) > 0
+
+
 BYTES = Optimizer(learning_rate=1e-3, moments="8bit")
 OTHERS = {
     "frozen": ({"freeze": Freeze()}, 1e-6),
@@ -219,6 +232,8 @@ OTHERS = {
     "scratch": ({"from_scratch": True}, 1e-6),
     "bf16": ({"dtype": "bfloat16"}, 1e-2),
     "8bit": ({"dtype": "bfloat16", "freeze": Freeze(), "optimizer": BYTES}, 1e-2),
+    "lora": ({"freeze": Freeze(), "lora": Lora(8, vision_rank=4, dora=True)}, 1e-6),
+    "qlora": ({"freeze": Freeze(), "lora": Lora(8), "quantize": "nf4"}, 1e-6),
     "muon": ({"optimizer": Optimizer("muon", learning_rate=1e-3)}, 1e-4),
 }
 """What a recipe changes, and how far losses may be from those of one process."""
