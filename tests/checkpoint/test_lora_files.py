@@ -145,6 +145,17 @@ def test_merging_in_fp32_loses_nothing_of_a_bf16_base(trained, tmp_path):
     assert torch.allclose(found.get_parameter(f"{name}.weight"), wanted, atol=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_is_merged_on_the_gpu_as_on_the_cpu(kind, trained):
+    made = trained(kind, dora=True)
+    wanted = load_model(made.base, adapter=made.adapter).state_dict()
+    for name, tensor in (
+        load_model(made.base, adapter=made.adapter, device="cuda").state_dict().items()
+    ):
+        assert torch.allclose(tensor.cpu(), wanted[name], atol=1e-4), name
+
+
 def test_an_adapters_directory_brings_its_base(trained):
     made = trained("qwen2")
     assert locate(made.adapter) == locate(made.base, made.adapter)

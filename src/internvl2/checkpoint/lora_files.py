@@ -56,9 +56,11 @@ class LowRank:
     settings: LoraSettings
 
     def merge(self, base: Tensor) -> Tensor:
-        """The matrix with its adapter, at least in fp32."""
+        """The matrix with its adapter, at least in fp32, on the matrix's device."""
         wide = base.to(torch.promote_types(base.dtype, torch.float32))
-        return merged_weight(wide, self.down, self.up, self.magnitude, self.settings)
+        down, up = self.down.to(base.device), self.up.to(base.device)
+        magnitude = None if self.magnitude is None else self.magnitude.to(base.device)
+        return merged_weight(wide, down, up, magnitude, self.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +97,14 @@ class Adapter:
         return rule.read([self._merged(name, tensor) for name, tensor in theirs])
 
     def _merged(self, name: str, tensor: Tensor) -> Tensor:
-        tensor = self.replaced.get(name, tensor)
+        tensor = self.replaced[name].to(tensor.device) if name in self.replaced else tensor
         return self.updates[name].merge(tensor) if name in self.updates else tensor
 
 
 def with_adapter(
-    parameters: Iterable[tuple[str, Tensor]], adapter: Adapter
+    parameters: Iterable[tuple[str, Tensor]], adapter: Adapter, device: torch.device
 ) -> Iterator[tuple[str, Tensor]]:
-    """A model's parameters with an adapter merged in.
+    """A model's parameters with an adapter merged in, which is computed on `device`.
 
     They come one by one; only those that one of the adapter's matrices is made of wait for each
     other.
@@ -114,7 +116,7 @@ def with_adapter(
         if not adapter.changes(rule):
             yield name, tensor
             continue
-        waiting[name] = tensor
+        waiting[name] = tensor.to(device)
         if all(other in waiting for other in rule.ours):
             ours = [waiting.pop(other) for other in rule.ours]
             yield from zip(rule.ours, adapter.merge(rule, ours), strict=True)

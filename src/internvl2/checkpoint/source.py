@@ -58,15 +58,18 @@ class Checkpoint:
         """Our parameters of one rule, in the stored type, without the adapter."""
         return rule.read([self.source.read(self.names[name]) for name in rule.theirs])
 
-    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+    def parameters(self, device: torch.device | None = None) -> Iterator[tuple[str, Tensor]]:
         """Every parameter of ours with its name, one rule at a time.
 
-        They have the stored type, or fp32 where an adapter is merged into them.
+        They have the stored type, or fp32 where an adapter is merged into them, which is done on
+        `device`, the CPU unless given.
         """
         stored = chain.from_iterable(
             zip(rule.ours, self.read(rule), strict=True) for rule in self.rules
         )
-        return stored if self.adapter is None else with_adapter(stored, self.adapter)
+        if self.adapter is None:
+            return stored
+        return with_adapter(stored, self.adapter, device or torch.device("cpu"))
 
     def fingerprint(self, config: InternVLConfig) -> str:
         """What the adapters of this model carry, to be refused by others."""

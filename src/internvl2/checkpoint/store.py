@@ -169,5 +169,5 @@ def _filled(
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     empty = {name: torch.empty(s, dtype=dtype, device=device) for name, s in shapes.items()}
     model.load_state_dict(empty, strict=True, assign=True)
-    fill(dict(model.named_parameters()), checkpoint.parameters())
+    fill(dict(model.named_parameters()), checkpoint.parameters(device))
     return model.eval()
