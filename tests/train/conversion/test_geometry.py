@@ -110,6 +110,7 @@ def test_less_than_a_pixel_outside_is_cut_off(box, by: float):
         Frame(100, 100, slack=1.0).scale((0, 0, 1, 101.5))
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), True, "7", None])
 def test_only_numbers_are_corners(bad):
     with pytest.raises(ValueError, match="four numbers"):

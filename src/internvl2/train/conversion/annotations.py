@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from internvl2.processing.conversation import Message, Picture
-from internvl2.train.conversion.geometry import DrawnOn, annotated_frame
+from internvl2.train.conversion.geometry import DrawnOn, Number, annotated_frame
 from internvl2.train.conversion.samples import Notes, Sample
 
 QUESTIONS = {
@@ -47,7 +47,7 @@ class Shape:
     """Something that was marked."""
 
     label: str
-    box: tuple[float, float, float, float]
+    box: tuple[Number, Number, Number, Number]
     """Left, top, right, bottom in pixels."""
 
 
@@ -151,7 +151,7 @@ class AnnotatedEntries:
         return {label: sorted(rows, key=_reading_order) for label, rows in boxes.items()}
 
 
-def enclosing(points: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
+def enclosing(points: Sequence[Sequence[Number]]) -> tuple[float, float, float, float]:
     """The smallest box around points."""
     columns = [float(point[0]) for point in points]
     rows = [float(point[1]) for point in points]

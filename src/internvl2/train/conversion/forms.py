@@ -136,7 +136,7 @@ def _openai_part(part: Text | Picture | Video, media: MediaFiles) -> dict[str, A
     return {"type": "video_url", "video_url": link | told}
 
 
-def _told(**fields: float | None) -> dict[str, float]:
+def _told(**fields: int | float | None) -> dict[str, int | float]:
     return {name: value for name, value in fields.items() if value is not None}
 
 

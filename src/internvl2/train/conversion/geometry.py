@@ -13,6 +13,7 @@ from typing import Literal
 from internvl2.processing.pixels import picture_header
 
 Unit = Literal["pixel", "unit", "thousand"]
+Number = int | float
 DrawnOn = Literal["stored", "shown"]
 """Whether whoever drew the boxes saw the rows as stored, or as EXIF turns them."""
 
@@ -40,14 +41,14 @@ class Scaled:
 class Frame:
     """What boxes are measured against."""
 
-    width: float
-    height: float
+    width: Number
+    height: Number
     orientation: int = 1
     """EXIF orientation that is still to be applied, 1 to 8."""
-    slack: float = 0.0
+    slack: Number = 0.0
     """How far a box may reach out, by which it is cut off."""
 
-    def scale(self, box: Sequence[float]) -> Scaled:
+    def scale(self, box: Sequence[Number]) -> Scaled:
         """The box in thousandths, each `round(value / side * 1000)`; raises for one outside."""
         self._check(box)
         limits = (self.width, self.height) * 2
@@ -59,7 +60,7 @@ class Frame:
         )
         return Scaled((x1, y1, x2, y2), inside != list(box))
 
-    def holds(self, box: Sequence[float]) -> bool:
+    def holds(self, box: Sequence[Number]) -> bool:
         """Whether a box of four numbers lies inside."""
         x1, y1, x2, y2 = box
         low, right, bottom = -self.slack, self.width + self.slack, self.height + self.slack
@@ -70,7 +71,7 @@ class Frame:
             and max(y1, y2) <= bottom
         )
 
-    def _check(self, box: Sequence[float]) -> None:
+    def _check(self, box: Sequence[Number]) -> None:
         numbers = [value for value in box if type(value) in (int, float) and isfinite(value)]
         if len(numbers) != 4 or len(box) != 4:
             raise ValueError(f"the box {list(box)} was expected to be four numbers")
@@ -86,7 +87,9 @@ class Frame:
             )
 
 
-def turn(box: tuple[float, float, float, float], frame: Frame) -> tuple[float, float, float, float]:
+def turn(
+    box: tuple[Number, Number, Number, Number], frame: Frame
+) -> tuple[Number, Number, Number, Number]:
     """A box on the rows as stored, where it is once they are turned as EXIF says."""
     x1, y1, x2, y2 = box
     width, height = frame.width, frame.height

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from internvl2.processing.conversation import Message, Text
-from internvl2.train.conversion.geometry import SCALE, WORDS, Frame, Unit
+from internvl2.train.conversion.geometry import SCALE, WORDS, Frame, Number, Unit
 
 _NUMBER = r"\s*-?\d+(?:\.\d+)?(?:[eE]-?\d+)?\s*"
 _ROW = rf"\[{_NUMBER}(?:,{_NUMBER}){{3}}\]"
@@ -15,7 +15,7 @@ _TAGGED = r"<box>\s*(?P<tagged>\[.*?\])\s*</box>"
 _IN_TAGS = re.compile(_TAGGED, re.DOTALL)
 _ANYWHERE = re.compile(rf"{_TAGGED}|(?P<bare>{_ROWS}|{_ROW})", re.DOTALL)
 
-Box = list[float]
+Box = list[Number]
 
 
 def boxes_in(text: str, *, bare: bool) -> Iterator[Box]:
