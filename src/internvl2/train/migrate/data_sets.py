@@ -17,10 +17,13 @@ class Found:
     fault: str = ""
 
 
-def local(path: Path, *, root: Path | None = None, most: int | None = None) -> Found:
+def local(
+    path: Path, *, root: Path | None = None, most: int | None = None, repeats: bool = True
+) -> Found:
     """The table of a file; `most` samples of it, where it is there to be counted.
 
-    A file that is there is opened and its first record read.
+    More samples than there are repeat them or, without `repeats`, are all of them. A file that is
+    there is opened and its first record read.
     """
     table: dict[str, Any] = {"path": str(path)}
     if root is not None and root != path.parent:
@@ -31,16 +34,16 @@ def local(path: Path, *, root: Path | None = None, most: int | None = None) -> F
         if most is None:
             return Found(table)
         return Found(table, f"{path} is not here to be counted: repeat = {most} / its samples")
-    return _opened(path, table, most)
+    return _opened(path, table, most, repeats)
 
 
-def _opened(path: Path, table: dict[str, Any], most: int | None) -> Found:
+def _opened(path: Path, table: dict[str, Any], most: int | None, repeats: bool) -> Found:
     from internvl2.train.data.formats import SourceOptions, open_source
 
     try:
         source = open_source(path, SourceOptions(root=table.get("root")))
         count = len(source)
-        if most is not None and most != count:
+        if most is not None and (most < count or (repeats and most > count)):
             table["repeat"] = _share(most, count)
         source[0]
     except (ValueError, OSError) as error:
@@ -49,8 +52,9 @@ def _opened(path: Path, table: dict[str, Any], most: int | None) -> Found:
 
 
 def _share(most: int, count: int) -> float:
-    """A share that gives `most` of `count` samples when it is rounded down."""
-    return round((most + 0.5) / count, 9)
+    """The shortest number that gives `most` of `count` samples when it is rounded down."""
+    shares = (round((most + 0.5 * (digits > 1)) / count, digits) for digits in range(1, 12))
+    return next(share for share in shares if int(count * share) == most)
 
 
 def is_path(name: str) -> bool:

@@ -125,7 +125,8 @@ class Flags:
 
 def default(name: str, value: str) -> Flag:
     """What a program takes for a flag that was not given."""
-    return Flag(f"--{name}", name, (value,), is_given=False)
+    place, _, variable = name.rpartition(".")
+    return Flag(f"{variable}=" if place else f"--{name}", name, (value,), is_given=False)
 
 
 def rule_name(name: str, place: Place = "program") -> str:

@@ -84,7 +84,8 @@ def _set(name: str, info: Mapping[str, Any], folder: Path, flags: Flags) -> Foun
         return Found({}, f"{name} has {place}: download it and name its files in [[data]]")
     media = flags.find("media_dir")
     root = Path(media.text()) if media is not None and not media.is_nothing else folder
-    found = local(folder / file, root=root, most=_most(entry, flags))
+    repeats = not flags.whole("max_samples", 0)
+    found = local(folder / file, root=root, most=_most(entry, flags), repeats=repeats)
     fault = _form_fault(entry) or found.fault
     return Found(found.table, f"{name}: {fault}" if fault else "")
 

@@ -8,6 +8,8 @@ from internvl2.train.migrate.flags import Flag, Flags
 from internvl2.train.migrate.verdicts import Setting, Verdict, missing, translated
 
 REVISION = "name a folder with that revision as `model`"
+WAYS = ("finetuning_type", "tuner_type", "train_type", "sft_type")
+"""Flags that say full or lora."""
 _STAGES = re.compile(r"(-(hf|instruct|pretrained|mpo))+$", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -25,7 +27,8 @@ def model(flag: Flag, flags: Flags) -> Verdict:
     """The same name; for one in transformers' layout, the trained model has it too."""
     name = flag.text()
     settings = [Setting("model", name)]
-    if name.rstrip("/").lower().endswith("-hf"):
+    has_adapters = flags.word(*WAYS) == "lora"  # whose folder has a layout of its own
+    if name.rstrip("/").lower().endswith("-hf") and not has_adapters:
         settings.append(Setting("layout", "hf", "as the model that training begins with"))
     is_here = Path(name).exists() or (flags.folder / name).exists()
     is_foreign = _HUB_ID.fullmatch(name) is not None and "internvl" not in name.lower()

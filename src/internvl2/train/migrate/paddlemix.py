@@ -30,8 +30,8 @@ DEFAULTS = {
     "recompute": "False",
 }
 NOTES = (
-    "PaddleMIX divides its loss by all positions, learned or not, so that it is some ten times",
-    "smaller and seldom clipped; here it is the mean over learned tokens.",
+    "PaddleMIX divides its loss by all positions, learned or not; here it is the mean over learned",
+    "tokens, so that losses are larger and gradients are clipped more often.",
 )
 UNREAD = "its program never reads it"
 

@@ -203,9 +203,8 @@ class _Reader:
         return self._take(stop + 1 - self.at)[1:-1]
 
     def _double(self) -> None:
-        line = self.line
+        line, before = self.line, len(self.found)
         self._take()
-        self.found.append(Piece("", quoted=True))
         while self._now != '"':
             if not self._now:
                 raise ValueError(f'line {line}: a quote is not closed by "')
@@ -218,6 +217,8 @@ class _Reader:
             else:
                 self.found.append(Piece(self._take(), quoted=True))
         self._take()
+        if len(self.found) == before:
+            self.found.append(Piece("", quoted=True))
 
     def _expansion(self, *, quoted: bool) -> Piece:
         start = self.at

@@ -9,6 +9,7 @@ from internvl2.train.migrate.command import READABLE, Kind, find_command
 from internvl2.train.migrate.flags import Flag, rule_name
 from internvl2.train.migrate.tables import Table, read_table
 
+MOST_CHARACTERS = 1 << 20
 FILES = (".yaml", ".yml", ".json")
 _TABLE = re.compile(r"\s*\{|(.*\n)*?(model\w*|dataset|stage|output_dir|meta_path)\s*:(\s|$)")
 _CONFIG = ("config",)
@@ -33,14 +34,17 @@ class Given:
 
 def read_source(text: str, where: str, folder: Path, variables: Mapping[str, str]) -> Given:
     """Finds out what a text is; files that it names are looked for here and beside it."""
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"{where} has more than {MOST_CHARACTERS} characters; it is no script")
     try:
         if _TABLE.match(text):
             table = read_table(text, where)
-            kind = _kind_of(table, where)
+            kind = _kind_of(table)
             return Given(kind, where, tuple(_of_file(table)))
         command = find_command(text, variables)
     except ValueError as error:
-        raise ValueError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
+        is_placed = str(error).startswith(where)
+        raise ValueError(str(error) if is_placed else f"{where}: {error}") from None
     named = [flag for flag in command.flags if flag.name in _CONFIG]
     flags: list[Flag] = []
     for word in (*command.words, *(flag.text() for flag in named)):
@@ -63,11 +67,9 @@ def _of_file(table: Table) -> list[Flag]:
     return [Flag(f"{key}:", rule_name(key), values) for key, values in table.items()]
 
 
-def _kind_of(table: Table, where: str) -> Kind:
+def _kind_of(table: Table) -> Kind:
     for kind, marks in MARKS.items():
         if any(mark in table for mark in marks):
             return kind
     known = ", ".join(table) or "none"
-    raise ValueError(
-        f"{where} has the keys {known}, of no known trainer; what is read is {READABLE}"
-    )
+    raise ValueError(f"its keys ({known}) are of no known trainer; what is read is {READABLE}")

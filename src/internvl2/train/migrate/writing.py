@@ -14,7 +14,7 @@ WIDTH = 98
 
 
 def recipe_text(migration: Migration) -> str:
-    """What is not as in any recipe, with comments that say where it comes from."""
+    """What is not as in any recipe, and what is estimated, each with where it comes from."""
     head = [f"From {migration.where} ({migration.source.name}) by `internvl2 migrate`."]
     head += migration.source.notes
     lines = _comments(" ".join(head))
@@ -56,9 +56,15 @@ def _lines(migration: Migration, record: Any, usual: Any, prefix: str) -> Iterat
             tables += ["", f"[{key}]", *inner] if has_values else inner
         elif isinstance(value, tuple) and value and is_dataclass(value[0]):
             tables += _data_tables(migration, key)
-        elif value != getattr(usual, f.name) or key == "model":
+        elif value != getattr(usual, f.name) or _is_told(migration, key):
             yield from _value_lines(migration, key, f.name, value)
     yield from tables
+
+
+def _is_told(migration: Migration, key: str) -> bool:
+    """Whether a value is written although any recipe has it."""
+    origin = migration.origins.get(key)
+    return key == "model" or (origin is not None and bool(origin.setting.why))
 
 
 def _value_lines(migration: Migration, key: str, name: str, value: Any) -> Iterator[str]:
@@ -82,7 +88,7 @@ def _data_tables(migration: Migration, key: str) -> Iterator[str]:
 def _sources(migration: Migration, key: str) -> str:
     flags = migration.origins[key].flags
     given = [flag.shown for flag in flags if flag.is_given]
-    return ", ".join(given) or f"default of {migration.source.name} ({flags[0].name})"
+    return ", ".join(given) or f"default of {migration.source.name} ({flags[0].shown})"
 
 
 def _comments(text: str) -> list[str]:
