@@ -36,7 +36,8 @@ PREPARING = (
     *("line_index", "records", "formats", "order", "packing", "dataset", "workers"),
     *("tile_store", "known_tiles"),
 )
-PLANNING = {"train.recipe"} | {f"train.data.{name}" for name in PREPARING}
+LOOKING = {"train.doctor.findings", "train.doctor.inspection"}
+PLANNING = {"train.recipe"} | {f"train.data.{name}" for name in PREPARING} | LOOKING
 """Worker processes start faster without torch."""
 SCORING = {"eval", "eval.metrics", "eval.vqa_words", "eval.questions"}
 TORCH_FREE = SCHEDULING | SCORING | PLANNING

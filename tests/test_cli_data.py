@@ -1,8 +1,11 @@
 """`internvl2 data make`: what it writes, what it says, what it refuses."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,91 @@ def test_drawing_needs_no_torch(tmp_path: Path):
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "src", capture_output=True)
+
+
+def checked(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], answer: str = "a word"
+) -> tuple[int, str]:
+    """What `data check` says of a set of one sample, in the current folder."""
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": answer}]
+    Path("set.jsonl").write_text(json.dumps({"conversations": turns}) + "\n", "utf-8")
+    Path("nano.toml").write_text('model = "nano"\n[[data]]\npath = "set.jsonl"\n')
+    code = main(["data", "check", "nano.toml", *arguments])
+    return code, capsys.readouterr().out
+
+
+def test_a_check_says_what_is_learned_and_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    code, out = checked(["--preview", "page.html"], capsys)
+    assert code == 0
+    assert "samples  1, 1 usable" in out
+    assert "{+a word<|im_end|>+}" in out
+    assert out.splitlines()[-1] == "no faults, 0 warnings"
+    assert "<mark>a word" in Path("page.html").read_text("utf-8")
+
+
+def test_faults_make_the_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    code, out = checked(["--json"], capsys, answer=" ")
+    found = json.loads(out)
+    assert code == 1
+    assert found["has_faults"]
+    assert found["sets"][0]["found"][0]["first"][0]["where"] == "set.jsonl:1"
+
+
+def test_a_check_takes_the_options_of_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    code, out = checked(["--packing.tokens", "8", "--show", "0"], capsys)
+    assert code == 1
+    assert "a pack holds 8 (packing.tokens)" in out
+    assert checked(["--data", "gone.jsonl"], capsys)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--limit", "0"], "limit is 0; it must be at least 1"),
+        (["--preview", "no/folder/page.html"], "there is no folder"),
+        (["--packing.token", "4"], "did you mean --packing.tokens?"),
+    ],
+)
+def test_mistakes_in_a_check_are_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano.toml").write_text('model = "nano"\n')
+    assert main(["data", "check", "nano.toml", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_interrupted_check_says_what_it_has_found(tmp_path: Path):
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "word " * 2000}]
+    line = json.dumps({"conversations": turns}) + "\n"
+    (tmp_path / "set.jsonl").write_text(line * 20_000, "utf-8")
+    (tmp_path / "nano.toml").write_text('model = "nano"\n[[data]]\npath = "set.jsonl"\n')
+    command = [sys.executable, "-m", "internvl2", "data", "check", "nano.toml", "--workers", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    process = subprocess.Popen(
+        [*command, "--packing.tokens", "4096"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert out.splitlines()[-1].startswith("interrupted")
+    assert process.returncode == 130

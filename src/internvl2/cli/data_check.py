@@ -115,6 +115,8 @@ def check(name: str, recipe: Recipe, options: CheckOptions) -> int:
             page(report, examination.examples(options.preview_samples)), encoding="utf-8"
         )
         logger.info("wrote %s", options.preview)
+    if report.is_partial and not report.has_faults:
+        raise KeyboardInterrupt  # the exit code of what was interrupted
     return int(report.has_faults)
 
 

@@ -15,7 +15,7 @@ from internvl2.train.data.order import sample_at
 from internvl2.train.data.packing import Costs, Limits, Waiting, plan_packs
 from internvl2.train.data.workers import Workers
 from internvl2.train.doctor.findings import Finding, control_tokens
-from internvl2.train.doctor.inspection import Inspect, Inspected, open_sample
+from internvl2.train.doctor.inspection import Inspect, Inspected, Size, open_sample
 from internvl2.train.doctor.page import Card
 from internvl2.train.doctor.report import Packed, Report, SetReport, Shown
 from internvl2.train.doctor.sets import ClosedSet, OpenedSet
@@ -116,10 +116,11 @@ class Examination:
 
     def _inspected(self, workers: int) -> Iterator[Inspected]:
         """Every sample in its order, looked at ahead where there are processes for it."""
+        chunk = CHUNK if workers else 1
         with closing(Workers(self.dataset, workers)) as pool:
             tasks = (
-                Inspect(start, min(start + CHUNK, self.samples), self.controls)
-                for start in range(0, self.samples, CHUNK if workers else 1)
+                Inspect(start, min(start + chunk, self.samples), self.controls)
+                for start in range(0, self.samples, chunk)
             )
             running: deque[Callable[[], tuple[Inspected, ...]]] = deque()
             for task in tasks:
@@ -172,8 +173,8 @@ class Examination:
     def _shown(self, tally: Tally, number: int) -> Shown:
         card = self._card(tally, number)
         assert card.opened.prompt is not None
-        prompt = card.opened.prompt
-        return Shown(card.opened.where, len(prompt.token_ids), len(prompt.tiles), card.stretches)
+        size = Size.of(card.opened.prompt)
+        return Shown(card.opened.where, size.tokens, size.tiles, card.stretches)
 
     def _packed(self, tallies: Sequence[Tally], epochs: float) -> Packed | None:
         """The packs that the usable samples of these sets fill, in the order of a run."""

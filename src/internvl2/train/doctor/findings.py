@@ -54,6 +54,9 @@ WARNINGS: dict[Kind, str] = {
 }
 """They may be meant."""
 
+REPEATED: tuple[Kind, ...] = ("duplicate", "also trained on")
+"""What is found out by comparing samples."""
+
 _ANY_BOX = re.compile(r"<box>(.*?)</box>", re.DOTALL)
 _LABELLED = re.compile(r"<ref>(.*?)</ref>|<box>(.*?)</box>|\bImage-(\d+)\b", re.DOTALL)
 _LONE_REF = re.compile(r"<ref>[^<]*</ref>(?!\s*<(?:box|quad)>)")

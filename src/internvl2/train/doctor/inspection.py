@@ -39,6 +39,16 @@ class Size:
     visual: int
     tiles: int
 
+    @classmethod
+    def of(cls, prompt: Prompt) -> "Size":
+        """What a prompt takes."""
+        return cls(
+            tokens=len(prompt.token_ids),
+            learned=sum(prompt.is_target),
+            visual=prompt.num_image_tokens,
+            tiles=len(prompt.tiles),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
@@ -89,15 +99,8 @@ def inspect(dataset: Dataset, ordinal: int, controls: re.Pattern[str]) -> Inspec
     opened = open_sample(dataset, ordinal, controls)
     if opened.prompt is None:
         return Inspected(opened.where, opened.findings)
-    prompt = opened.prompt
-    size = Size(
-        tokens=len(prompt.token_ids),
-        learned=sum(prompt.is_target),
-        visual=prompt.num_image_tokens,
-        tiles=len(prompt.tiles),
-    )
-    findings = (*opened.findings, *_too_large(size, dataset.limits))
-    return Inspected(opened.where, findings, size, _digest(prompt))
+    size = Size.of(opened.prompt)
+    return Inspected(opened.where, opened.findings, size, _digest(opened.prompt))
 
 
 def open_sample(dataset: Dataset, ordinal: int, controls: re.Pattern[str]) -> Opened:
@@ -119,6 +122,8 @@ def open_sample(dataset: Dataset, ordinal: int, controls: re.Pattern[str]) -> Op
     except ValueError as error:
         findings.append(Finding("unusable record", str(error)))
         prompt = None
+    if prompt is not None:
+        findings += _too_large(Size.of(prompt), dataset.limits)
     return Opened(record.where, tuple(findings), messages, prompt)
 
 

@@ -21,12 +21,12 @@ from internvl2.processing.prompt import MediaSpan, Prompt
 from internvl2.processing.video import count_frames
 from internvl2.train.data.records import SCALE
 from internvl2.train.doctor.findings import Finding, MarkedBox, last_named, marked_boxes
-from internvl2.train.doctor.inspection import Opened
-from internvl2.train.doctor.report import Found, Report, SetReport, verdict
+from internvl2.train.doctor.inspection import Opened, Size
+from internvl2.train.doctor.report import Found, Report, SetReport, counted, verdict
 from internvl2.train.doctor.view import Stretch, printable, shortened
 
-PICTURE_SIDE, FRAME_SIDE, SMALLEST_SIDE = 420, 150, 96
-"""Pixels of the longer side of what is shown, if there is one medium or if there are several."""
+SIDE, SIDE_OF_SEVERAL, SMALLEST_SIDE = 420, 164, 96
+"""Pixels of the longer side of what is shown: of one medium, of each of several, of a tiny one."""
 LONGEST_WORDS = 6000
 """Characters of a stretch."""
 QUALITY = 82
@@ -80,8 +80,8 @@ def page(report: Report, cards: Sequence[Sequence[Card]]) -> str:
 <h1>{_text(title)}</h1>
 <p><span class="badge {mood}">{_text(verdict(report))}</span></p>
 <p class="faint">As {_text(report.model)} reads it, in packs of {report.pack_tokens:,} tokens and
-{report.pack_tiles} tiles. <span class="words-key">What is learned is green; dashed lines part the
-tiles; boxes with dotted lines stand in questions.</span></p>
+{report.pack_tiles} tiles. What is learned is green; dashed lines part the tiles; dotted boxes stand
+in questions, red ones are not as they should be.</p>
 {body}</body>
 </html>
 """
@@ -135,11 +135,11 @@ def _found(found: Found) -> str:
 def _card(card: Card) -> str:
     opened, prompt = card.opened, card.opened.prompt
     assert prompt is not None, opened.where
-    learned = sum(prompt.is_target)
+    size = Size.of(prompt)
     badges = [
-        f"{len(prompt.token_ids):,} tokens",
-        f"{learned:,} learned",
-        f"{len(prompt.tiles):,} tiles",
+        counted(size.tokens, "token"),
+        f"{size.learned:,} learned",
+        counted(size.tiles, "tile"),
     ]
     media = "".join(map(_figure, _media(opened.messages, prompt)))
     reasons = "".join(map(_reason, opened.findings))
@@ -167,13 +167,13 @@ def _media(messages: Sequence[Message], prompt: Prompt) -> Iterator[_Medium]:
     """Every picture and frame of a conversation, each with its boxes."""
     shapes = list(_shapes(messages))
     boxes = list(_boxes(messages))
-    side = PICTURE_SIDE if len(shapes) == 1 else FRAME_SIDE if len(shapes) > 4 else 260
+    side = SIDE if len(shapes) == 1 else SIDE_OF_SEVERAL
     for number, (span, shape) in enumerate(zip(prompt.media, shapes, strict=True), 1):
         own = [b for b in boxes if (b.marked.picture or 1) == number]
         if number == 1:
             own += [b for b in boxes if (b.marked.picture or 1) > len(shapes)]
-        caption = f"{shape.name}{span.columns}x{span.rows} tiles"
-        caption += " and a thumbnail" if span.thumbnail else ""
+        tiles = f", {span.columns}x{span.rows} tiles" if span.num_tiles > 1 else ", one tile"
+        caption = shape.name + tiles + " and a thumbnail" * span.thumbnail
         image = _fitted(_mosaic(prompt, span), shape.size, side)
         yield _Medium(image, span.columns, span.rows, caption, tuple(own))
 
@@ -192,10 +192,10 @@ def _shapes(messages: Sequence[Message]) -> Iterator[_Shape]:
             if isinstance(part, Picture):
                 assert isinstance(part.source, Image.Image), "pictures were opened before"
                 width, height = part.source.size
-                yield _Shape(f"{width}x{height} pixels, ", (width, height))
+                yield _Shape(f"{width}x{height} pixels", (width, height))
             elif isinstance(part, Video):
                 for frame in range(count_frames(part.source, part.num_frames)):
-                    yield _Shape(f"frame {frame + 1}, ", None)
+                    yield _Shape(f"frame {frame + 1}", None)
 
 
 def _boxes(messages: Sequence[Message]) -> Iterator[_Box]:
@@ -236,7 +236,7 @@ def _figure(medium: _Medium) -> str:
     names = "".join(map(_name, medium.boxes))
     return (
         f'<figure><div class="picture" style="width:{width}px;aspect-ratio:{width}/{height}">'
-        f'<img alt="" src="data:image/jpeg;base64,{data}">'
+        f'<img alt="" src="data:image/jpeg;base64,{data}"/>'
         f'<svg viewBox="0 0 {SCALE} {SCALE}" preserveAspectRatio="none">{overlay}</svg>{names}'
         f"</div><figcaption>{_text(medium.caption)}</figcaption></figure>"
     )
@@ -259,13 +259,13 @@ def _line(start: tuple[float, float], end: tuple[float, float]) -> str:
 
 
 def _rectangle(box: _Box) -> str:
-    left, top, right, bottom = _inside(box.marked)
+    left, top, right, bottom = _inside(box.marked)  # without width it would not be drawn
     wrong = not box.marked.is_meant
     kind = "wrong" if wrong else "learned" if box.is_learned else "given"
     stroke = "" if wrong else f' stroke="{box.colour}"'
     return (
         f'<rect class="box {kind}" vector-effect="non-scaling-stroke"{stroke} x="{left:.1f}" '
-        f'y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"/>'
+        f'y="{top:.1f}" width="{max(right - left, 1):.1f}" height="{max(bottom - top, 1):.1f}"/>'
     )
 
 

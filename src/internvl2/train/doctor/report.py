@@ -183,12 +183,12 @@ def _total_lines(totals: Totals) -> Iterator[str]:
 
 
 def _taken(shown: Shown) -> str:
-    return f"{_counted(shown.tokens, 'token')}, {_counted(shown.tiles, 'tile')}"
+    return f"{counted(shown.tokens, 'token')}, {counted(shown.tiles, 'tile')}"
 
 
 def _found_lines(found: Found) -> Iterator[str]:
     label = "fault  " if found.is_fault else "warning"
-    yield f"  {label}  {_counted(found.count, 'sample')}: {found.title}"
+    yield f"  {label}  {counted(found.count, 'sample')}: {found.title}"
     for place in found.first:
         yield f"    {place.where}: {place.reason}"
     if left := found.count - len(found.first):
@@ -200,15 +200,15 @@ def _run_lines(report: Report) -> Iterator[str]:
         return
     yield f"an epoch of all sets: {_packed(report.epoch, report.pack_tokens)}"
     if report.steps is not None:
-        packs = _counted(report.packs_per_step, "pack")
-        yield f"the run: {_counted(report.steps, 'step')} of {packs}"
+        packs = counted(report.packs_per_step, "pack")
+        yield f"the run: {counted(report.steps, 'step')} of {packs}"
 
 
 def _packed(packed: Packed, pack_tokens: int) -> str:
     about = "about " if packed.is_estimate else ""
     return (
-        f"{_counted(packed.samples, 'sample')}, {about}{_counted(packed.tokens, 'token')}, {about}"
-        f"{_counted(packed.packs, 'pack')} of {pack_tokens:,} tokens, {packed.filled:.0%} full"
+        f"{counted(packed.samples, 'sample')}, {about}{counted(packed.tokens, 'token')}, {about}"
+        f"{counted(packed.packs, 'pack')} of {pack_tokens:,} tokens, {packed.filled:.0%} full"
     )
 
 
@@ -224,11 +224,12 @@ def verdict(report: Report) -> str:
     partial = "interrupted: what was looked at until then: " if report.is_partial else ""
     closed = sum(each.closed is not None for each in report.sets)
     faulty = report.faulty_samples
-    faults = [_counted(faulty, "faulty sample")] if faulty else []
-    faults += [f"{_counted(closed, 'set')} that cannot be opened"] if closed else []
+    faults = [counted(faulty, "faulty sample")] if faulty else []
+    faults += [f"{counted(closed, 'set')} that cannot be opened"] if closed else []
     warned = sum(f.count for each in report.sets for f in each.found if not f.is_fault)
-    return f"{partial}{' and '.join(faults) or 'no faults'}, {_counted(warned, 'warning')}"
+    return f"{partial}{' and '.join(faults) or 'no faults'}, {counted(warned, 'warning')}"
 
 
-def _counted(count: int, thing: str) -> str:
+def counted(count: int, thing: str) -> str:
+    """So many of a thing, in words."""
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"

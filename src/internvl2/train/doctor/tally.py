@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from internvl2.train.doctor.findings import FAULTS, WARNINGS, Finding, Kind
+from internvl2.train.doctor.findings import FAULTS, REPEATED, WARNINGS, Finding, Kind
 from internvl2.train.doctor.inspection import Inspected
 from internvl2.train.doctor.report import FIRST, Found, Place, Spread, Totals
 from internvl2.train.doctor.sets import OpenedSet
@@ -86,10 +86,9 @@ class Tally:
         return Totals(_spread(tokens), _spread(tiles), self._visual / whole, self._learned / whole)
 
     def flagged(self) -> Iterator[int]:
-        """Numbers of samples with findings that can be encoded, each kind in turn."""
-        waiting = [
-            self._noted[kind].samples for kind in (*FAULTS, *WARNINGS) if kind in self._noted
-        ]
+        """Numbers of samples that can be encoded and have findings of their own, kinds in turn."""
+        told: list[Kind] = [kind for kind in (*FAULTS, *WARNINGS) if kind in self._noted]
+        waiting = [self._noted[kind].samples for kind in told if kind not in REPEATED]
         for place in range(FIRST):
             for samples in waiting:
                 if place < len(samples) and self.tokens[samples[place]]:
