@@ -232,7 +232,7 @@ OTHERS = {
     "scratch": ({"from_scratch": True}, 1e-6),
     "bf16": ({"dtype": "bfloat16"}, 1e-2),
     "8bit": ({"dtype": "bfloat16", "freeze": Freeze(), "optimizer": BYTES}, 1e-2),
-    "lora": ({"freeze": Freeze(), "lora": Lora(8, vision_rank=4, dora=True)}, 1e-6),
+    "lora": ({"freeze": Freeze(), "lora": Lora(8, vision_rank=4, dropout=0.0, dora=True)}, 1e-6),
     "qlora": ({"freeze": Freeze(), "lora": Lora(8), "quantize": "nf4"}, 1e-6),
     "muon": ({"optimizer": Optimizer("muon", learning_rate=1e-3)}, 1e-4),
 }
