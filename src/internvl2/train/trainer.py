@@ -15,6 +15,7 @@ from internvl2.train.data.formats import Indexed, indexed
 from internvl2.train.monitoring.log import RunLog, ValidationRecord
 from internvl2.train.monitoring.trackers import open_trackers, require_trackers
 from internvl2.train.parallel import World
+from internvl2.train.planning.forecast import Forecast
 from internvl2.train.recipe import Recipe
 from internvl2.train.run import Run
 from internvl2.train.run_folder import RunFolder
@@ -69,10 +70,12 @@ class Trainer:
         if self.validate is not None:
             run.require_room_for_answers()
         enough = None
+        forecast = Forecast(self.recipe, run.model, self.world, self.folder.path)
         with self._open_log(run) as log:
             for record in run.steps():
                 if log is not None:
                     log.step(record)
+                forecast.see(record)
                 enough = self._measure(run, log)
                 if self._save(run):
                     return Ending("stopped", record.step, self.folder.path)
