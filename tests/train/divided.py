@@ -67,9 +67,6 @@ class Few(nn.Module):
     def forward(self, x):
         return self.model.decoder.layers[0](self.model.vision.layers[0](x)).square().sum()
 
-    def read(self, x):
-        return (self.forward(x),)
-
 
 def check_room(model: nn.Module, world: World) -> None:
     """All processes end when the first has no room for the whole model."""

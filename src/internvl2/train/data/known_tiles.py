@@ -67,12 +67,14 @@ def find_known(
 ) -> KnownTiles:
     """Look every tile up."""
     keys = [tile_key(tile) for tile in tiles]
-    found = [store.read(key) for key in keys]
-    places = [place for place, values in enumerate(found) if values is not None]
-    missing = [place for place, values in enumerate(found) if values is None]
-    stored = [values for values in found if values is not None]
+    features = np.empty((len(tiles), store.entry_bytes), np.uint8)
+    places: list[int] = []
+    for place, key in enumerate(keys):
+        if store.read(key, features[len(places)]):
+            places.append(place)
+    missing = sorted(set(range(len(tiles))) - set(places))
     return KnownTiles(
-        features=np.stack(stored) if stored else np.zeros((0, store.entry_bytes), np.uint8),
+        features=features[: len(places)],
         places=np.array(places, np.int64),
         missing=np.array(missing, np.int64),
         keys=tuple(keys[place] for place in missing),

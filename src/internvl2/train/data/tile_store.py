@@ -43,19 +43,19 @@ class TileStore:
             if time.time() - file.stat().st_mtime > ABANDONED_SECONDS:
                 file.unlink(missing_ok=True)
 
-    def read(self, key: bytes) -> UInt8[np.ndarray, " bytes"] | None:
-        """What is kept under a key; None where nothing, or nothing intact, is."""
+    def read(self, key: bytes, values: UInt8[np.ndarray, " bytes"]) -> bool:
+        """Fill `values` with what is kept under a key; False where nothing intact is."""
         path = self._path(key)
         try:
-            stored = np.fromfile(path, np.uint8)
+            with path.open("rb", buffering=0) as file:
+                size = file.readinto(values.data)
+                checksum = file.read(CHECKSUM_BYTES + 1)
         except FileNotFoundError:
-            return None
-        values = stored[: self.entry_bytes]
-        intact = len(stored) == self.entry_bytes + CHECKSUM_BYTES
-        if not intact or stored[self.entry_bytes :].tobytes() != _checksum(values):
+            return False
+        if size != self.entry_bytes or checksum != _checksum(values):
             logger.warning("%s is damaged; its tile is encoded again", path)
-            return None
-        return values
+            return False
+        return True
 
     def write(self, key: bytes, values: UInt8[np.ndarray, " bytes"]) -> None:
         """Keep something under a key."""
