@@ -112,6 +112,8 @@ def test_captions_are_one_sample_each(folder: Path):
     question = QUESTIONS["caption"]
     assert talks(done) == [("dog.jpg", question, "A dog."), ("dog.jpg", question, "One dog sits.")]
     assert "pictures without caption, left out: 2" in done.notes
+    with pytest.raises(ValueError, match="captions are a sample each"):
+        run(folder / "instances.json", wording=Wording("category"))
 
 
 @pytest.mark.parametrize(

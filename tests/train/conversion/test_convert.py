@@ -190,7 +190,7 @@ def test_bytes_in_parquet_become_files_and_go_back_into_rows(folder: Path):
     picture = open_source(packed)[0].messages[0].content[0]
     assert isinstance(picture, Picture)
     assert picture.source == (folder / "in/a.png").read_bytes()
-    assert not list((folder / "packed/media").rglob("*.png"))
+    assert [path.suffix for path in (folder / "packed/media").rglob("*.*")] == [".mp4"]
     done = run(packed, "../unpacked", "official")
     first = json.loads((folder / "unpacked/samples.jsonl").read_text().splitlines()[0])
     assert (folder / "unpacked" / first["image"]).read_bytes() == (folder / "in/a.png").read_bytes()
@@ -261,8 +261,8 @@ def test_fields_that_are_not_carried_over_are_counted(folder: Path):
 
 
 def test_memory_does_not_grow_with_the_set(folder: Path):
-    record = json.dumps(official("Hello " * 300))
-    (folder / "set.jsonl").write_text(f"{record}\n" * 2000)
+    record = json.dumps(official("Hello " * 3000))
+    (folder / "set.jsonl").write_text(f"{record}\n" * 250)
     run(folder / "set.jsonl", "before", "llava")  # imports what is imported once
     tracemalloc.start()
     run(folder / "set.jsonl", "out", "llava")
@@ -317,6 +317,23 @@ def test_objects_of_ms_swift_are_in_the_unit_that_is_said(folder: Path):
     for options in (BoxOptions("auto"), BoxOptions("pixel"), BoxOptions()):
         done = run(pixels, f"{options.unit}-pixels", "official", boxes=options)
         assert answers(done.main) == [wanted] * 2
+
+
+def test_objects_are_of_the_picture_that_they_name_and_as_it_was_drawn_on(folder: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # what is stored at the left is shown at the top
+    Image.new("RGB", (SIDE, SIDE // 2)).save(folder / "in/b.jpg", exif=exif)
+    turns = [("user", "<image><image>Where?"), ("assistant", "<bbox>")]
+    record = {
+        "messages": [{"role": role, "content": text} for role, text in turns],
+        "images": ["in/a.png", "in/b.jpg"],
+        "objects": {"bbox": [[4, 5, 20, 10]], "image_id": [1]},
+    }
+    source = lines(folder / "set.jsonl", record)
+    stored = run(source, "stored", "official", boxes=BoxOptions("auto", drawn_on="stored"))
+    assert answers(stored.main) == ["<box>[[500, 100, 750, 500]]</box>"]
+    shown = run(source, "shown", "official", boxes=BoxOptions("pixel"))
+    assert answers(shown.main) == ["<box>[[200, 125, 1000, 250]]</box>"]
 
 
 @pytest.mark.parametrize(

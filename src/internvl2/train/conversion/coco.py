@@ -53,7 +53,7 @@ class CocoPictures:
         source = self.root / name
         own = [(i, self.annotations[i]) for i in self._by_image.get(image["id"], ())]
         size, identity = _size(image), image["id"]
-        if self._has_captions:
+        if self.has_captions:
             captions = tuple(_caption(annotation, i) for i, annotation in own)
             return Annotated(source, size, (), captions, identity)
         shapes = [self._shape(annotation, i) for i, annotation in own]
@@ -64,7 +64,7 @@ class CocoPictures:
         if annotation.get("iscrowd"):
             self.notes.add("crowds (iscrowd), left out")
             return None
-        box, category = annotation.get("bbox"), annotation.get("category_id")
+        box, category = annotation.get("bbox"), _key(annotation.get("category_id"))
         where = f"annotations[{index}]"
         if category not in self.names:
             raise ValueError(f"{where} has the category {category!r}, which 'categories' lacks")
@@ -79,15 +79,16 @@ class CocoPictures:
             raise ValueError(f"{where} has the bbox {box}, whose width or height is not above 0")
         return Shape(self.names[category], (left, top, left + width, top + height))
 
-    @cached_property
-    def _has_captions(self) -> bool:
+    @property
+    def has_captions(self) -> bool:
+        """Whether sentences were written about the pictures, in place of boxes."""
         return bool(self.annotations) and "caption" in self.annotations[0]
 
     @cached_property
     def _by_image(self) -> dict[Any, list[int]]:
         found: dict[Any, list[int]] = {image["id"]: [] for image in self.images}
         for index, annotation in enumerate(self.annotations):
-            if (own := found.get(annotation.get("image_id"))) is not None:
+            if (own := found.get(_key(annotation.get("image_id")))) is not None:
                 own.append(index)
         return found
 
@@ -95,23 +96,23 @@ class CocoPictures:
     def _orphans(self) -> list[int]:
         known = self._by_image
         annotations = enumerate(self.annotations)
-        return [index for index, one in annotations if one.get("image_id") not in known]
+        return [index for index, one in annotations if _key(one.get("image_id")) not in known]
 
 
 def open_coco(path: Path, root: Path | None, notes: Notes) -> CocoPictures:
     """The pictures of a file; their paths start from its own folder unless a root is given."""
     try:
         found = parse_json(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(found, Mapping):
         raise ValueError(f"{path} is no COCO file: an object was expected")
     images, annotations = (_list(path, found, name) for name in ("images", "annotations"))
-    ids = [image.get("id") for image in images]
+    ids = [_key(image.get("id")) for image in images]
     if None in ids or len(set(ids)) < len(ids):
         raise ValueError(f"{path}: every one of 'images' needs an 'id' of its own")
     categories = _list(path, found, "categories") if "categories" in found else []
-    names = {category.get("id"): label_of(category.get("name")) for category in categories}
+    names = {_key(category.get("id")): label_of(category.get("name")) for category in categories}
     return CocoPictures(path, root or path.parent, images, annotations, names, notes)
 
 
@@ -122,6 +123,11 @@ def _list(path: Path, found: Mapping[str, Any], name: str) -> list[Mapping[str, 
             f"{path} is no COCO file of boxes or captions: {name!r} is no list of objects"
         )
     return items
+
+
+def _key(given: Any) -> int | str | None:
+    """An id; None for what can be none."""
+    return given if isinstance(given, int | str) else None
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:

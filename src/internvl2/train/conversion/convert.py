@@ -116,6 +116,11 @@ def open_sets(request: Conversion, notes: Notes) -> list[SourceSet]:
         raise ValueError(f"--boxes is for records; {origin} has its boxes in pixels")
     if origin == "coco":
         pictures = open_coco(path, root, notes)
+        if pictures.has_captions and (request.wording.samples, request.wording.empty) != (
+            "picture",
+            False,
+        ):
+            raise ValueError("--samples and --empty are for boxes; captions are a sample each")
     else:
         pictures = open_voc(path, root) if origin == "voc" else open_labelme(path, root, notes)
     entries = AnnotatedEntries(pictures, request.wording, request.boxes.drawn_on, notes)

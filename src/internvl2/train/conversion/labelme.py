@@ -103,7 +103,7 @@ def is_labelme(path: Path) -> bool:
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         found = parse_json(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(found, Mapping) or not isinstance(found.get("shapes"), list):
         raise ValueError("no LabelMe file: 'shapes' is no list")

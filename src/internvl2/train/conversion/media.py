@@ -11,7 +11,7 @@ from typing import Any
 
 from internvl2.processing.conversation import Picture, Video
 from internvl2.processing.fetch import MediaError, RemoteLimits, decode_data_url
-from internvl2.processing.pixels import PictureOptions, describe, identify
+from internvl2.processing.pixels import PictureOptions, describe, identify, read_source
 
 FOLDER = "media"
 _URL = re.compile(r"(https?|data):", re.IGNORECASE)
@@ -50,23 +50,28 @@ class MediaFiles:
 
     def stored(self, medium: Picture | Video) -> dict[str, Any]:
         """What a row of Parquet holds: bytes of what is to come along, else the path alone."""
-        source = medium.source
-        if isinstance(source, bytes):
-            return {"bytes": source, "path": None}
-        path = self.path_of(medium)
-        if not self.copied or isinstance(medium, Video) or _URL.match(path):
-            return {"bytes": None, "path": path}
-        copy = self.partial / path
-        content = copy.read_bytes()
-        copy.unlink()  # it lives in its rows
-        return {"bytes": content, "path": None}
+        if isinstance(medium.source, bytes):
+            return {"bytes": medium.source, "path": None}
+        if isinstance(medium, Picture) and self.copied:
+            content = self._content(medium)
+            if content is not None:
+                return {"bytes": content, "path": None}
+        return {"bytes": None, "path": self.path_of(medium)}
+
+    def _content(self, picture: Picture) -> bytes | None:
+        """The file of a picture; None for one that is left where it is."""
+        source = picture.source
+        if isinstance(source, str) and _URL.match(source):
+            return _decoded(source, picture) if _is_data(source) else None
+        assert isinstance(source, str | Path), "pictures of files are paths, URLs or bytes"
+        found = read_source(source, "picture", RemoteLimits())
+        return found.read_bytes() if isinstance(found, Path) else found
 
     def _of_url(self, url: str, medium: Picture | Video) -> str:
         if not self.copied:
             return url
-        if url[:5].lower() == "data:":
-            content = decode_data_url(url, RemoteLimits().max_bytes(_kind(medium)))
-            return self._written(content, medium)
+        if _is_data(url):
+            return self._written(_decoded(url, medium), medium)
         self.remote.add(url.split("/")[2])
         return url
 
@@ -95,6 +100,14 @@ class MediaFiles:
         """A name below `media/`, in one of 256 folders."""
         found = digest.hexdigest()
         return f"{FOLDER}/{found[:2]}/{found[2:18]}{ending}"
+
+
+def _is_data(url: str) -> bool:
+    return url[:5].lower() == "data:"
+
+
+def _decoded(url: str, medium: Picture | Video) -> bytes:
+    return decode_data_url(url, RemoteLimits().max_bytes(_kind(medium)))
 
 
 def _kind(medium: Picture | Video) -> Any:

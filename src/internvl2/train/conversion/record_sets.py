@@ -1,7 +1,8 @@
 """Data sets in any form that is trained from, as entries to be written in another."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from internvl2.train.conversion.text_boxes import (
     Evidence,
     boxes_in,
     count_bare,
+    has_boxes,
     verdict,
     with_boxes,
 )
@@ -35,7 +37,7 @@ _READ = {
 """Fields that a conversation is made of; others are not carried over, and counted."""
 _KEEPS_ALL = "internvl2_5"
 """The template for which nothing of a record is dropped or stripped when it is read."""
-_TYPES: dict[Unit, str] = {"pixel": "real", "unit": "norm1", "thousand": "norm1000"}
+_TYPES: dict[str, Unit] = {"real": "pixel", "norm1": "unit", "norm1000": "thousand"}
 """Units by the names that ms-swift has for them."""
 
 
@@ -79,9 +81,12 @@ class RecordEntries:
         stored = _stored(part, index)
         for name in (name for name in stored if name not in _READ):
             self.notes.add(f"samples whose field {name!r} is not carried over")
-        messages = read_record(_declared(stored, self.unit), part.reading)
-        if self.unit is not None:
-            messages = self._scaled(messages, stored, self.unit)
+        if self.unit is None:
+            messages = read_record(stored, part.reading)
+        elif _listed_boxes(stored):
+            messages = read_record(self._with_scaled_objects(stored, part, self.unit), part.reading)
+        else:
+            messages = self._scaled(read_record(stored, part.reading), self.unit)
         check_conversation(messages)
         return (Sample(messages, stored.get("id")),)
 
@@ -92,27 +97,41 @@ class RecordEntries:
             entry -= len(part.raw)
         raise IndexError(entry)
 
-    def _scaled(
-        self, messages: tuple[Message, ...], stored: Mapping[str, Any], unit: Unit
-    ) -> tuple[Message, ...]:
+    def _scaled(self, messages: tuple[Message, ...], unit: Unit) -> tuple[Message, ...]:
         """The conversation with the boxes of its texts in thousandths."""
-        found = sum(len(list(boxes_in(m.text, bare=self.boxes.bare))) for m in messages)
         if not self.boxes.bare:
             bare = sum(count_bare(message.text) for message in messages)
             self.notes.add("lists of four numbers without <box>, left alone (--bare-boxes)", bare)
-        listed = _listed_boxes(stored)
-        if listed and found > len(listed):
+        if not any(has_boxes(message.text, bare=self.boxes.bare) for message in messages):
+            return messages
+        frame = frame_of_all(messages, unit, self._drawn_on)
+        return with_boxes(messages, partial(self._change, frame), bare=self.boxes.bare)
+
+    def _with_scaled_objects(
+        self, stored: Mapping[str, Any], part: DataSet, unit: Unit
+    ) -> Mapping[str, Any]:
+        """A record of ms-swift with the boxes of its `objects` in thousandths."""
+        messages = read_record(_without_objects(stored), part.reading)
+        if any(has_boxes(message.text, bare=False) for message in messages):
             raise ValueError("boxes stand both in 'objects' and in the text; one was expected")
-        if listed or not found:
-            return messages  # those of `objects` were scaled when they were read
-        frame = frame_of_all(messages, unit, self.boxes.drawn_on or "shown")
+        objects = stored["objects"]
+        told = _unit_told(objects, unit)
+        rows = []
+        for number, box in enumerate(objects["bbox"]):
+            if not isinstance(box, list):
+                raise ValueError(f"objects.bbox[{number}] is {box!r}; four numbers were expected")
+            frame = frame_of(object_picture(objects, number, messages), told, self._drawn_on)
+            rows.append(self._change(frame, box))
+        return {**stored, "objects": {**objects, "bbox": rows, "bbox_type": "norm1000"}}
 
-        def change(box: Box) -> list[int]:
-            scaled = frame.scale(box)
-            self.notes.add("boxes cut off, less than a pixel beyond their picture", scaled.was_cut)
-            return list(scaled.corners)
+    def _change(self, frame: Frame, box: Box) -> list[int]:
+        scaled = frame.scale(box)
+        self.notes.add("boxes cut off, less than a pixel beyond their picture", scaled.was_cut)
+        return list(scaled.corners)
 
-        return with_boxes(messages, change, bare=self.boxes.bare)
+    @property
+    def _drawn_on(self) -> DrawnOn:
+        return self.boxes.drawn_on or "shown"
 
 
 def open_records(path: Path, root: Path | None, boxes: BoxOptions, notes: Notes) -> list[SourceSet]:
@@ -139,6 +158,18 @@ def frame_of_all(messages: Sequence[Message], unit: Unit, drawn_on: DrawnOn) -> 
             f"{len(pictures)} of {len(frames)} sizes"
         )
     return frames.pop()
+
+
+def object_picture(
+    objects: Mapping[str, Any], number: int, messages: Sequence[Message]
+) -> str | Path | bytes:
+    """The picture that a box of `objects` belongs to; the first unless told otherwise."""
+    pictures = [part.source for m in messages for part in m.content if isinstance(part, Picture)]
+    ids = objects.get("image_id") or []
+    picture = ids[number] if number < len(ids) else 0
+    if type(picture) is not int or not 0 <= picture < len(pictures):
+        raise ValueError(f"objects.bbox[{number}] belongs to picture {picture!r}, which is absent")
+    return _file(pictures[picture])
 
 
 def _open_set(name: str, named: Named, boxes: BoxOptions, notes: Notes) -> SourceSet:
@@ -175,7 +206,7 @@ def _find_unit(name: str, entries: RecordEntries, notes: Notes) -> Unit | None:
             except ValueError:
                 continue  # a fault that is told when the sample is read
     unit = evidence.unit(name)
-    notes.add(verdict(name, evidence, unit))
+    notes.say(verdict(name, evidence, unit))
     return unit
 
 
@@ -184,14 +215,18 @@ def _add_evidence(evidence: Evidence, part: DataSet, index: int, boxes: BoxOptio
     listed = _listed_boxes(stored)
     if listed and "bbox_type" in stored["objects"]:
         return
-    messages = read_record(_declared(stored, "thousand"), part.reading)
-    found = listed or [b for m in messages for b in boxes_in(m.text, bare=boxes.bare)]
+    messages = read_record(_without_objects(stored), part.reading)
+    drawn_on = boxes.drawn_on or "shown"
+    for number, box in enumerate(listed):
+        picture = partial(object_picture, stored["objects"], number, messages)
+        evidence.add(box, partial(_pixels, picture, drawn_on), usually_pixels=True)
+    for box in (box for m in messages for box in boxes_in(m.text, bare=boxes.bare)):
+        pixels = partial(frame_of_all, messages, "pixel", drawn_on)
+        evidence.add(box, pixels, usually_pixels=False)
 
-    def pixels() -> Frame:
-        return frame_of_all(messages, "pixel", boxes.drawn_on or "shown")
 
-    for box in found:
-        evidence.add(box, pixels, usually_pixels=bool(listed))
+def _pixels(picture: Callable[[], str | Path | bytes], drawn_on: DrawnOn) -> Frame:
+    return frame_of(picture(), "pixel", drawn_on)
 
 
 def _stored(part: DataSet, index: int) -> Mapping[str, Any]:
@@ -207,11 +242,16 @@ def _listed_boxes(stored: Mapping[str, Any]) -> list[Box]:
     return found if isinstance(found, list) else []
 
 
-def _declared(stored: Mapping[str, Any], unit: Unit | None) -> Mapping[str, Any]:
-    """The record, its `objects` with the unit of the set where they have none of their own."""
-    if unit is None or not _listed_boxes(stored) or "bbox_type" in stored["objects"]:
-        return stored
-    return {**stored, "objects": {**stored["objects"], "bbox_type": _TYPES[unit]}}
+def _without_objects(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in stored.items() if name != "objects"}
+
+
+def _unit_told(objects: Mapping[str, Any], unit: Unit) -> Unit:
+    """What the `objects` of a record are in: what they say themselves, else what the set is in."""
+    kind = objects.get("bbox_type")
+    if kind is not None and kind not in _TYPES:
+        raise ValueError(f"objects.bbox_type is {kind!r}; known: {', '.join(_TYPES)}")
+    return unit if kind is None else _TYPES[kind]
 
 
 def _file(source: Any) -> str | Path | bytes:

@@ -1,8 +1,9 @@
 """What a conversion reads: numbered entries of a source, each giving samples or a fault."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from internvl2.processing.conversation import Message
 
@@ -27,8 +28,12 @@ class Notes:
         if count:
             self.counts[what] += count
 
-    def __iter__(self) -> Any:
-        return (f"{what}: {count}" for what, count in self.counts.items())
+    def say(self, what: str) -> None:
+        """Something that needs no number."""
+        self.counts[what] = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{what}: {count}" if count else what for what, count in self.counts.items())
 
 
 @runtime_checkable

@@ -24,6 +24,11 @@ def boxes_in(text: str, *, bare: bool) -> Iterator[Box]:
         yield from _rows(match)
 
 
+def has_boxes(text: str, *, bare: bool) -> bool:
+    """Whether there is any, well formed or not."""
+    return (_ANYWHERE if bare else _IN_TAGS).search(text) is not None
+
+
 def count_bare(text: str) -> int:
     """How many lists of four numbers stand without `<box>` around them."""
     return sum(match.lastgroup == "bare" for match in _ANYWHERE.finditer(text))

@@ -81,7 +81,7 @@ def _parse(path: Path) -> ElementTree.Element:
     try:
         parser.feed(path.read_bytes())
         return parser.close()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError) as error:
         raise ValueError(f"not XML: {error}") from None
 
 
