@@ -60,7 +60,7 @@ def test_peft_computes_from_our_adapter_what_we_compute(base, dora, rslora, tmp_
     from peft import PeftModel
 
     model, config = load_model(base), read_config(base)
-    parts = Parts(LoraSettings(4, 8.0, 0, dora, rslora), LoraSettings(3, 5.0, 0, dora, rslora))
+    parts = Parts(LoraSettings(4, 8.0, 0.0, dora, rslora), LoraSettings(3, 5.0, 0.0, dora, rslora))
     add_lora(model, parts.decoder, parts.vision)
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():

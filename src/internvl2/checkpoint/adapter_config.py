@@ -74,7 +74,7 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
     section.require("init_lora_weights", *_PLAIN_STARTS)
     return AdapterConfig(
         rank=section.count("r", 8),
-        alpha=section.number("lora_alpha", 8),
+        alpha=section.number("lora_alpha", 8.0),
         dropout=section.number("lora_dropout", 0.0),
         dora=section.flag("use_dora", False),
         rslora=section.flag("use_rslora", False),
