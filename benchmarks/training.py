@@ -29,14 +29,15 @@ from typing import Literal, TypeVar
 import torch
 from training_agreement import Agreement, agreement
 from training_sides import RECOMPUTE, Options, Timing, matmul_speed, time_ours, time_theirs
-from training_work import Work, shape
+from training_work import LIMITS, Work, shape
 
 from internvl2 import device as devices
+from internvl2.train.data.packing import Limits
 from internvl2.train.recipe import Freeze, Recipe, Recompute
 
 Side = Literal["ours", "transformers"]
-Trained = Literal["all", "frozen"]
-"""Everything, or everything but the vision tower."""
+Trained = Literal["all", "frozen", "lora"]
+"""Everything, everything but the vision tower, or adapters of the decoder."""
 Found = TypeVar("Found")
 
 SIDES: tuple[Side, ...] = ("transformers", "ours")
@@ -200,7 +201,7 @@ def main() -> int:
 def parse() -> Arguments:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train beside transformers' InternVL.")
-    members, modes = ["1b", "2b", "8b"], ["all", "frozen"]
+    members, modes = ["1b", "2b", "8b"], ["all", "frozen"]  # `lora.py` measures adapters
     parser.add_argument("--members", nargs="+", default=members, choices=members)
     parser.add_argument(
         "--train", nargs="+", default=modes, choices=modes, help="frozen: the vision tower is"
@@ -262,8 +263,13 @@ def measure(arguments: Arguments, case: Case) -> Result:
     """One case, from random weights to the median step."""
     device = ready(arguments)
     matmul = matmul_speed(device)
-    recipe = replace(Recipe.read(case.member), freeze=Freeze(vision=case.trained == "frozen"))
-    work = Work.make(shape(case.member, arguments.tiny), arguments.packs)
+    recipe, limits = Recipe.read(case.member), LIMITS
+    if case.trained == "lora":
+        recipe = Recipe.read(f"{case.member}-lora")
+        limits = Limits(recipe.packing.tokens, recipe.packing.tiles)
+    else:
+        recipe = replace(recipe, freeze=Freeze(vision=case.trained == "frozen"))
+    work = Work.make(shape(case.member, arguments.tiny), arguments.packs, limits)
     options = Options(
         device=device,
         steps=arguments.steps,
@@ -274,7 +280,7 @@ def measure(arguments: Arguments, case: Case) -> Result:
     )
     time_side = time_ours if case.side == "ours" else time_theirs
     timing = time_side(work, recipe, options)
-    flops = work.flops(recipe.freeze)
+    flops = work.flops(recipe)
     counts = (len(work.samples), work.tokens, work.tiles, work.learned)
     return Result(case, timing, *counts, flops.vision, flops.decoder, matmul)
 

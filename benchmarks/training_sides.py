@@ -4,8 +4,9 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -16,16 +17,19 @@ from training_work import Work
 
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import write_config
+from internvl2.checkpoint.store import fill
 from internvl2.config import InternVLConfig
-from internvl2.model.internvl import random_model
+from internvl2.model.internvl import InternVL
+from internvl2.model.lora import with_new_adapters
 from internvl2.model.parallel import compile_layers, recompute_layers
+from internvl2.model.quantize import store_quantized
 from internvl2.model.vision import normalize
 from internvl2.train.data.packing import IGNORED, PAD_TOKEN, Sample
 from internvl2.train.optimization import Optimization
-from internvl2.train.optimizers.groups import PARTS, freeze_parts
+from internvl2.train.optimizers.groups import PARTS
 from internvl2.train.parallel import World
-from internvl2.train.preparation import training
-from internvl2.train.recipe import Recipe, Recompute
+from internvl2.train.preparation import random_weights, training, without_memory
+from internvl2.train.recipe import Freeze, Recipe, Recompute
 from internvl2.train.step_loss import pack_loss
 
 RECOMPUTE = (Recompute(0.0, 0.0), Recompute(0.5, 0.5), Recompute(1.0, 1.0))
@@ -71,8 +75,8 @@ def time_ours(work: Work, recipe: Recipe, options: Options) -> Timing:
             f"recompute {recompute.vision:g}/{recompute.decoder:g}"
         )
         try:
-            step = _our_step(work, replace(recipe, recompute=recompute), options)
-            timing = replace(_timed(step, setting, options), tried=tuple(tried))
+            step = our_step([work], replace(recipe, recompute=recompute), options)
+            timing = replace(timed(step, setting, options), tried=tuple(tried))
             if options.profile:
                 print(_profile(step, options.device), flush=True)
             return timing
@@ -83,24 +87,26 @@ def time_ours(work: Work, recipe: Recipe, options: Options) -> Timing:
     raise MemoryError("; ".join(tried))
 
 
-def _our_step(work: Work, recipe: Recipe, options: Options) -> Callable[[], Tensor]:
+def our_step(works: Sequence[Work], recipe: Recipe, options: Options) -> Callable[[], Tensor]:
+    """Our trainer's step, on each work in turn."""
     device = options.device
-    model = random_model(work.config, device=str(device), dtype=torch.bfloat16)
-    freeze_parts(model, recipe.freeze)
+    model = _our_model(works[0].config, recipe, device)
     if options.compile_ours:
         compile_layers(model)
     recompute_layers(model, recipe.recompute.vision, recipe.recompute.decoder)
     optimization = Optimization(model, recipe, compiled=options.compile_ours)
     world = World(0, 1, device)
-    batches = work.batches()
+    batches = [work.batches() for work in works]
     if device.type == "cuda":
-        batches = [batch.pin() for batch in batches]
-    weight = sum(batch.weight_sum for batch in batches)
+        batches = [[batch.pin() for batch in some] for some in batches]
+    turns = cycle(batches)
 
     def step() -> Tensor:
         training(model)
         loss = torch.zeros((), device=device)
-        for batch in batches:
+        packs = next(turns)
+        weight = sum(batch.weight_sum for batch in packs)
+        for batch in packs:
             share = pack_loss(model, batch.to(device), 1 / weight)
             share.backward()
             loss += share.detach()
@@ -108,6 +114,18 @@ def _our_step(work: Work, recipe: Recipe, options: Options) -> Callable[[], Tens
         return loss
 
     return step
+
+
+def _our_model(config: InternVLConfig, recipe: Recipe, device: torch.device) -> InternVL:
+    """Filled with random weights one by one, as the trainer fills it, and quantised on the way."""
+    model = without_memory(recipe, config, torch.bfloat16)
+    with torch.device("meta"):
+        plain = InternVL(config)
+    weights = random_weights(plain, 0, device, torch.bfloat16)
+    model.to_empty(device=device)
+    weights = store_quantized(with_new_adapters(weights, model, seed=0), model)
+    fill(dict(model.named_parameters()), weights)
+    return model.eval()
 
 
 def time_theirs(work: Work, recipe: Recipe, options: Options) -> Timing:
@@ -179,6 +197,8 @@ class _Theirs:
         self.work, self.options = work, options
         self.model = transformers_model(work.config, options.device, torch.bfloat16).train()
         self.model.model.vision_tower.requires_grad_(not recipe.freeze.vision)
+        if recipe.lora.is_used:
+            self.model = peft_model(self.model, recipe)
         if options.compile_theirs:
             self.model.compile()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -205,7 +225,7 @@ class _Theirs:
         if not found:
             raise MemoryError("; ".join(tried))
         fastest = min(found, key=found.__getitem__)
-        timing = _timed(self._step(fastest), str(fastest), replace(self.options, warm_up=1))
+        timing = timed(self._step(fastest), str(fastest), replace(self.options, warm_up=1))
         compiled = ", compiled" if self.options.compile_theirs else ""
         return replace(timing, setting=timing.setting + compiled, tried=tuple(tried))
 
@@ -276,6 +296,27 @@ def transformers_model(config: InternVLConfig, device: torch.device, dtype: torc
     return model.to(device)
 
 
+def peft_model(model: Any, recipe: Recipe) -> Any:
+    """A model of transformers with PEFT's adapters of a recipe, which are all that it then trains.
+
+    They are in bf16, as ours: PEFT's default of fp32 is exacter, but casts all their inputs.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    lora = recipe.lora
+    assert lora.vision_rank == 0
+    assert recipe.kept == Freeze(vision=True, projector=True, decoder=True)
+    settings = LoraConfig(
+        r=lora.decoder_rank,
+        lora_alpha=round(2 * lora.decoder_rank if lora.alpha is None else lora.alpha),
+        lora_dropout=lora.dropout,
+        target_modules=r".*language_model\.layers\..*_proj",
+        use_dora=lora.dora,
+        use_rslora=lora.rslora,
+    )
+    return get_peft_model(model, settings, autocast_adapter_dtype=False)
+
+
 def matmul_speed(device: torch.device) -> float:
     """Operations per second of a large bf16 product of matrices."""
     size = 8192 if device.type == "cuda" else 256
@@ -292,7 +333,8 @@ def matmul_speed(device: torch.device) -> float:
     return 4 * 2 * size**3 / statistics.median(times)
 
 
-def _timed(step: Callable[[], Tensor], setting: str, options: Options) -> Timing:
+def timed(step: Callable[[], Tensor], setting: str, options: Options) -> Timing:
+    """The median of some steps after a few others, and the most memory that all of them take."""
     device = options.device
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -19,8 +19,9 @@ from internvl2.train.data.packing import (
     with_tile_bucket,
 )
 from internvl2.train.monitoring.flops import Flops, pack_flops
-from internvl2.train.recipe import Freeze
+from internvl2.train.recipe import Recipe
 
+LIMITS = Limits(tokens=8192, tiles=30)
 TILES_PER_SAMPLE = (1, 3, 4, 5, 6, 7)
 TEXT_TOKENS = (100, 320)
 LEARNED_SHARE = 0.85
@@ -63,10 +64,12 @@ class Work:
     packs: tuple[tuple[Sample, ...], ...]
 
     @classmethod
-    def make(cls, config: InternVLConfig, packs: int, seed: int = 0) -> "Work":
+    def make(
+        cls, config: InternVLConfig, packs: int, limits: Limits = LIMITS, seed: int = 0
+    ) -> "Work":
         """The first packs of a long list of samples, as a run in full swing meets them."""
         smaller = 256 // config.tokens_per_tile
-        limits = Limits(tokens=8192 // smaller, tiles=30)
+        limits = replace(limits, tokens=limits.tokens // smaller)
         random = np.random.default_rng(seed)
         tiles = random.choice(TILES_PER_SAMPLE, 32 * packs)
         text = random.integers(*TEXT_TOKENS, 32 * packs) // smaller
@@ -96,10 +99,11 @@ class Work:
         """Labelled tokens."""
         return sum(sum(sample.prompt.is_target) for sample in self.samples)
 
-    def flops(self, freeze: Freeze) -> Flops:
+    def flops(self, recipe: Recipe) -> Flops:
         """What a step takes, whoever does it: no padding, no recomputation, labelled rows only."""
         lengths = [len(sample.prompt.token_ids) for sample in self.samples]
-        return pack_flops(self.config, freeze, lengths, self.tiles, self.learned)
+        counts = (lengths, self.tiles, self.learned)
+        return pack_flops(self.config, recipe.kept, *counts, recipe.lora)
 
     def batches(self) -> list[TrainBatch]:
         """The packs as our trainer's loader gives them."""

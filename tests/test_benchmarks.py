@@ -46,14 +46,14 @@ def test_the_packs_of_the_training_benchmark_are_nearly_full(work_of):
 
 
 def test_our_side_recomputes_where_memory_does_not_suffice(sides, work_of, monkeypatch):
-    real, wanted = sides._timed, iter((False, True))
+    real, wanted = sides.timed, iter((False, True))
 
     def timed(step, setting, options):
         if next(wanted):
             return real(step, setting, options)
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(sides, "_timed", timed)
+    monkeypatch.setattr(sides, "timed", timed)
     options = sides.Options(torch.device("cpu"), steps=1, warm_up=0, compile_ours=False)
     timing = sides.time_ours(work_of("8b", tiny=True, packs=1), Recipe.read("8b"), options)
     assert timing.setting == "8bit moments, recompute 0.5/0.5"
@@ -94,3 +94,27 @@ def test_the_training_benchmark_measures_both_sides_of_the_same_loss(tmp_path):
     agreed = found["agreement"]
     assert agreed["ours"] == pytest.approx(agreed["theirs"], abs=1e-3)
     assert agreed["per_sample"] < 1e-3 < 0.1 < min(agreed["spread"], agreed["black"])
+
+
+@pytest.mark.slow
+def test_both_sides_of_the_benchmark_of_adapters_train_as_many_numbers(sides, work_of):
+    pytest.importorskip("peft")
+    recipe, work = Recipe.read("2b-lora"), work_of("2b", tiny=True, packs=1)
+    theirs = sides._Theirs(work, recipe, sides.Options(torch.device("cpu"), steps=1))
+    ours = sides._our_model(work.config, recipe, torch.device("cpu"))
+    trained = [parameter for parameter in ours.parameters() if parameter.requires_grad]
+    assert sum(p.numel() for p in theirs.trained) == sum(p.numel() for p in trained) > 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_adapters_measures_both_sides_and_memory(tmp_path):
+    pytest.importorskip("peft")
+    options = "--tiny --device cpu --members 2b --steps 1 --packs 1 --memory-steps 3"
+    command = [sys.executable, str(BENCHMARKS / "lora.py"), *options.split()]
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent / "src")}
+    report = tmp_path / "report.json"
+    subprocess.run([*command, "--json", str(report)], env=environment, check=True)
+    found = json.loads(report.read_text())
+    assert [r["case"]["side"] for r in found["results"]] == ["transformers", "ours"]
+    assert [r["fit"]["method"] for r in found["memory"]] == ["QLoRA", "LoRA", "full"]
+    assert all(r["tokens_per_s"] > 0 for r in (*found["results"], *found["memory"]))
