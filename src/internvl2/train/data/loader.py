@@ -167,12 +167,11 @@ class Loader:
         return max(1, ceil(packs * self._samples / measured / self.options.packs_per_step))
 
     def tiles_of_samples(self) -> dict[tuple[str, int], int]:
-        """Tiles of each sample that the run will see, by its place and their number.
+        """Tiles of each sample of an epoch, by its place and their number.
 
         Only headers of pictures are read. ValueError where a sample is augmented.
         """
-        samples = min(len(self.dataset), self._samples or len(self.dataset))
-        chunks = self._in_chunks(CountTiles, 0, samples)
+        chunks = self._in_chunks(CountTiles, 0, len(self.dataset))
         return {(one.where, one.tiles): one.tiles for one in chain.from_iterable(chunks)}
 
     def close(self) -> None:

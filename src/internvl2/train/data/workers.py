@@ -84,9 +84,9 @@ class SampleTiles:
 
 @dataclass(frozen=True, slots=True)
 class CountTiles:
-    """Count the tiles of the samples from `start` to before `stop` that can be used.
+    """Count the tiles of the samples from `start` to before `stop`, in the order of their files.
 
-    ValueError where a sample shows other pixels each time.
+    Those that cannot be used are left out. ValueError where a sample shows other pixels each time.
     """
 
     start: int
@@ -94,7 +94,7 @@ class CountTiles:
 
     def __call__(self, dataset: Dataset) -> tuple[SampleTiles, ...]:
         """For each of those samples."""
-        counted = []
+        dataset, counted = replace(dataset, shuffle=False), []
         for ordinal in range(self.start, self.stop):
             size = dataset.measure(ordinal)
             if isinstance(size, Fault):
