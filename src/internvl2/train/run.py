@@ -66,7 +66,7 @@ class Run:
         """The step of the last checkpoint."""
         state = self.progress.position
         position = Position.of(state) if state else None
-        self._features = open_cache(recipe, self.model)
+        self._features = open_cache(recipe, self._loss, world)
         self._loader = training_loader(
             recipe, self.processor, world, position, records, self._store
         )
@@ -74,7 +74,7 @@ class Run:
         self.total = self._loader.count_steps() if limit is None else limit
         """Steps of the whole run; an estimate where the data decide it."""
         if self._features is not None:
-            self._features.require_room(self._count_tiles(), world)
+            self._features.require_room(self._count_tiles())
         self._guard = self._opened_guard()
 
     def __enter__(self) -> "Run":
@@ -286,6 +286,10 @@ class Run:
             advice.append("recompute.vision and recompute.decoder = 1.0")
         if self.recipe.optimizer.moments == "fp32":
             advice.append('optimizer.moments = "8bit"')
+        if not self.recipe.lora.is_used:
+            advice.append("adapters (lora.decoder_rank = 16)")
+        elif self.recipe.quantize is None and self.recipe.kept.decoder:
+            advice.append('quantize = "nf4"')
         return (
             f"out of memory in step {self.progress.step + 1} ({str(error).split('. ')[0]}); "
             f"try {', '.join(advice)}; the last checkpoint is as it was"

@@ -8,7 +8,8 @@ from internvl2.train.optimizers.groups import PARTS
 from internvl2.train.sharding import squared_lengths
 
 PATIENCE = 16
-"""Fed steps in which a gradient may be all zeros, as that of a layer left out by drop path."""
+"""Fed steps in which a gradient may be all zeros, as those of a layer left out by drop path, or in
+the first step of an adapter's `down`, behind an `up` of zeros."""
 
 
 class GradientAudit:
