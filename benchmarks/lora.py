@@ -158,7 +158,7 @@ def of_training(options: argparse.Namespace) -> training.Arguments:
 
 def compare(arguments: training.Arguments, found: training.Report) -> tuple[training.Report, bool]:
     """Both sides' speed, printed and added to what was found; and whether all went well."""
-    sides = [side for side in training.SIDES if arguments.only in (None, side)]
+    sides: list[training.Side] = [side for side in training.SIDES if arguments.only in (None, side)]
     missing = [name for name in ("transformers", "peft", "accelerate") if find_spec(name) is None]
     if missing and "transformers" in sides:
         print(f"without {', '.join(missing)}: nothing to compare with, only ours is measured\n")
