@@ -37,11 +37,11 @@ def total(model: nn.Module, processor: object, step: int) -> dict[str, float]:
 
 
 def run(recipe: Recipe) -> list[list[int]]:
-    """What each pack had: tiles, tiles of pictures, tokens."""
+    """What each pack had: tiles, tiles of pictures, tokens, tiles of pictures to be encoded."""
     plain, seen = step_loss.pack_loss, []
 
     def watched(model, batch, scale):
-        seen.append([len(batch.tiles), batch.num_tiles, batch.num_tokens])
+        seen.append([len(batch.tiles), batch.num_tiles, batch.num_tokens, batch.num_encoded])
         return plain(model, batch, scale)
 
     step_loss.pack_loss = watched
@@ -62,6 +62,9 @@ class Few(nn.Module):
         self.model.vision.layers = self.model.vision["layers"]
 
     def read(self, x):
+        return self.forward(x)
+
+    def tile_features(self, x):
         return self.forward(x)
 
     def forward(self, x):

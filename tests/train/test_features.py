@@ -143,7 +143,6 @@ def test_a_cache_that_does_not_fit_is_refused_with_its_size(recipe, monkeypatch)
         ("freeze.vision = false", {"freeze": Freeze(vision=False)}),
         ("freeze.vision_last = 1", {"freeze": Freeze(vision_last=1)}),
         ("lora.vision_rank = 4", {"lora": Lora(vision_rank=4)}),
-        ("shard = true", {"shard": True}),
         ("[[synthetic]]", {"synthetic": (Synthetic(),)}),
         ("data.augment = true", {"data": (DataSource("a.jsonl", augment=True),)}),
     ],

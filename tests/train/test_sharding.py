@@ -44,6 +44,7 @@ class Pack:
     tiles: int
     num_tiles: int
     num_tokens: int
+    num_encoded: int
 
 
 def samples(folder: Path) -> Path:
@@ -258,6 +259,20 @@ def test_every_optimizer_learns_the_same_from_divided_weights(other_runs, name):
     alone, divided = other_runs[name].alone, other_runs[name].divided
     assert len(losses(alone)) == 6
     assert losses(divided) == pytest.approx(losses(alone), rel=OTHERS[name][1])
+
+
+def test_a_divided_tower_runs_in_all_processes_where_one_lacks_features(base, folder):
+    plain = replace(base, freeze=Freeze(), output=str(folder / "uncached"))
+    cached = replace(plain, feature_cache=str(folder / "features"), shard=True)
+    in_one_process(unfinished(plain, 6))
+    in_one_process(unfinished(replace(cached, output=str(folder / "first"), shard=False), 1))
+    again = replace(cached, output=str(folder / "again"))
+    in_two_processes(folder, unfinished(cached, 6), unfinished(again, 6))
+    for recipe in (cached, again):
+        assert losses(recipe) == pytest.approx(losses(plain), rel=1e-6)
+    some, none = ([pack.num_encoded for pack in packs(r, 0)] for r in (cached, again))
+    assert any(some)
+    assert not any(none)
 
 
 def test_one_process_divides_nothing_and_says_so(base, folder, monkeypatch):

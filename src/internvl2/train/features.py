@@ -21,10 +21,13 @@ from torch import Tensor
 
 from internvl2.model.internvl import InternVL
 from internvl2.model.vision import IMAGENET_MEAN, IMAGENET_STD
+from internvl2.train.data.known_tiles import KnownFeatures
 from internvl2.train.data.packing import TrainBatch
 from internvl2.train.data.tile_store import TileStore
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Recipe
+from internvl2.train.sharding import is_divided, whole
+from internvl2.train.step_loss import PackLoss
 
 logger = logging.getLogger(__name__)
 
@@ -37,25 +40,29 @@ MOST_WAITING = 4
 class FeatureCache:
     """Features of a model's frozen tower, below a folder that runs and processes may share."""
 
-    def __init__(self, model: InternVL, folder: Path) -> None:
-        self._model = model
+    def __init__(self, loss: PackLoss, folder: Path, world: World) -> None:
+        self._loss, self._world = loss, world
+        model = loss.model
         config, weight = model.config, model.vision.patch_embedding.weight
         self._dtype = weight.dtype
         self._shape = (config.tokens_per_tile, config.vision.hidden_size * config.shuffle**2)
         size = self._shape[0] * self._shape[1] * weight.element_size()
         self.store = TileStore(folder / tower_fingerprint(model), size)
-        self.store.open()
+        if world.is_first:
+            self.store.open()
+        world.wait()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="features")
         self._writing: deque[Future[None]] = deque()
 
-    def require_room(self, tiles: int, world: World) -> None:
+    def require_room(self, tiles: int) -> None:
         """Say what so many tiles take; raise, in every process, where the disk has less.
 
         `tiles` counts in the first process alone.
         """
-        mine = [tiles, self.store.count(), self.store.free_bytes()]
-        counts = world.sum(mine if world.is_first else [0, 0, 0])
-        tiles, known, free = map(int, counts)
+        mine = [0, 0, 0]
+        if self._world.is_first:
+            mine = [tiles, self.store.count(), self.store.free_bytes()]
+        tiles, known, free = map(int, self._world.sum(mine))
         needed = max(0, tiles - known) * self.store.entry_bytes
         told = (
             f"features of {tiles} tiles take {_gb(tiles * self.store.entry_bytes)} GB; those of "
@@ -70,7 +77,10 @@ class FeatureCache:
 
     @torch.no_grad()
     def completed(self, batch: TrainBatch) -> TrainBatch:
-        """The pack with features for all of its tiles, those it lacked computed now."""
+        """The pack with features for all of its tiles, those it lacked computed now.
+
+        A divided tower is run by all processes for a pack, or by none.
+        """
         known = batch.known
         if known is None or not known.room:
             return batch
@@ -79,8 +89,8 @@ class FeatureCache:
         if len(known.features):
             stored = known.features.view(self._dtype).view(-1, *self._shape)
             features.index_copy_(0, known.places, stored)
-        if known.keys:
-            computed = self._model.tile_features(batch.tiles)[: len(known.keys)]
+        if self._anyone_lacks(known):
+            computed = self._loss.tile_features(batch.tiles)[: len(known.keys)]
             features.index_copy_(0, known.missing, computed)
             self._write(known.keys, computed)
         return replace(batch, features=features)
@@ -94,6 +104,10 @@ class FeatureCache:
         """End the thread, once it has nothing to write."""
         self._thread.shutdown(wait=True)
 
+    def _anyone_lacks(self, known: KnownFeatures) -> bool:
+        lacking = len(known.keys)
+        return bool(self._world.sum([lacking])[0] if is_divided(self._loss) else lacking)
+
     def _write(self, keys: Sequence[bytes], computed: Float[Tensor, "tiles visual wide"]) -> None:
         while len(self._writing) >= MOST_WAITING:
             self._writing.popleft().result()
@@ -104,15 +118,18 @@ class FeatureCache:
         self._writing.append(self._thread.submit(_keep, self.store, keys, copy, copied))
 
 
-def open_cache(recipe: Recipe, model: InternVL) -> FeatureCache | None:
-    """The cache that a recipe asks for."""
+def open_cache(recipe: Recipe, loss: PackLoss, world: World) -> FeatureCache | None:
+    """The cache that a recipe asks for; every process must ask."""
     if recipe.feature_cache is None:
         return None
-    return FeatureCache(model, Path(recipe.feature_cache))
+    return FeatureCache(loss, Path(recipe.feature_cache), world)
 
 
 def tower_fingerprint(model: InternVL) -> str:
-    """A name that is another one when anything that decides a tile's features is."""
+    """A name that is another one when anything that decides a tile's features is.
+
+    Every process must ask where weights are divided.
+    """
     config, tower = model.config, model.vision
     facts = {
         "format": FORMAT,
@@ -128,7 +145,7 @@ def tower_fingerprint(model: InternVL) -> str:
     for name, parameter in tower.named_parameters():
         if not name.startswith(unused):
             state.update(name.encode())
-            state.update(_raw(parameter.detach().cpu()).data)
+            state.update(_raw(whole(parameter).cpu()).data)
     return state.hexdigest()
 
 

@@ -343,7 +343,7 @@ def _find(name: str) -> Path:
 
 
 def _require_tiles_that_come_again(recipe: Recipe) -> None:
-    """Features can be kept where the same tower sees the same tiles, and each process by itself."""
+    """Features can be kept where the same tower sees the same tiles."""
     if recipe.feature_cache is None:
         return
     freeze, lora = recipe.freeze, recipe.lora
@@ -352,14 +352,13 @@ def _require_tiles_that_come_again(recipe: Recipe) -> None:
         "freeze.vision = false": not freeze.vision,
         f"freeze.vision_last = {freeze.vision_last}": freeze.vision_last > 0,
         f"lora.vision_rank = {lora.vision_rank}": lora.vision_rank > 0,
-        "shard = true": recipe.shard,
         "[[synthetic]] data": bool(recipe.synthetic),
         "data.augment = true": any(source.augment for source in recipe.data),
     }
     if wrong := [name for name, is_so in reasons.items() if is_so]:
         raise ValueError(
-            f"feature_cache does not go with {wrong[0]}: it keeps in a folder what a frozen, "
-            "undivided vision tower makes of pictures that come again pixel by pixel"
+            f"feature_cache does not go with {wrong[0]}: it keeps in a folder what a frozen "
+            "vision tower makes of pictures that come again pixel by pixel"
         )
 
 

@@ -36,7 +36,8 @@ def shard(loss: PackLoss, world: World) -> None:
         assert isinstance(divided, FSDPModule)
         divided.set_gradient_divide_factor(1.0)
         divided.set_force_sum_reduction_for_comms(True)
-    register_fsdp_forward_method(loss, "read")
+    for method in ("read", "tile_features"):
+        register_fsdp_forward_method(loss, method)
 
 
 def is_divided(loss: nn.Module) -> bool:

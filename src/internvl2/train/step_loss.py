@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from internvl2.model.internvl import InternVL
@@ -24,6 +24,12 @@ class PackLoss(nn.Module):
     def forward(self, batch: TrainBatch, scale: float) -> Tensor:
         """The loss of a pack."""
         return pack_loss(self.model, batch, scale)
+
+    def tile_features(
+        self, tiles: UInt8[Tensor, "tiles size size 3"]
+    ) -> Float[Tensor, "tiles visual wide"]:
+        """What the vision tower makes of each tile."""
+        return self.model.tile_features(tiles)
 
     def read(self, batch: TrainBatch, reader: Reader) -> tuple[Tensor, ...]:
         """What a reader makes of a pack."""
