@@ -3,7 +3,7 @@
 Weights, gradients and the optimizer's state are counted. What a pass keeps grows with tokens and
 tiles (`activations`), and what a moment needs besides follows from the code that needs it: the
 loss, a layer's gradients, the optimizer's update, gathered weights. Only `SLACK` and `GAPS` are
-fitted, to the peaks that an H200 was seen to reserve (tests/train/planning/measured.py).
+fitted, to the peaks that an H200 was seen to reserve (tests/train/planning/test_measured.py).
 """
 
 from collections.abc import Iterator

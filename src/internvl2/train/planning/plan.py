@@ -85,7 +85,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         recipe = replace(recipe, dtype="float32")  # fp16 weights cannot be trained
     given, options = None, []
     for strategy in strategies(recipe):
-        predict = _Prediction(strategy, config, machine)
+        predict = Prediction(strategy, config, machine)
         options.append(predict.best())
         if trains_the_same(strategy.recipe, recipe):
             given = predict(recipe)
@@ -93,8 +93,8 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     return Plan(machine, given, tuple(options))
 
 
-class _Prediction:
-    """Options of one strategy."""
+class Prediction:
+    """What is predicted for the variants of a strategy on a machine."""
 
     def __init__(self, strategy: Strategy, config: InternVLConfig, machine: Machine) -> None:
         self.strategy, self.config, self.machine = strategy, config, machine

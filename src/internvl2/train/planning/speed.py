@@ -2,7 +2,7 @@
 
 `MATMUL`, the share of the stated speed that matrix products reach, `MOVES`, how often what a layer
 keeps goes through memory in a pass, `UPDATE_BYTES` and `LINK` were fitted to steps that were timed
-on H200s with compiled layers (benchmarks/RESULTS.md, tests/train/planning/measured.py). Other
+on H200s with compiled layers (benchmarks/RESULTS.md, tests/train/planning/test_measured.py). Other
 devices are taken to reach the same shares of what their makers state; nothing was timed on them.
 """
 
