@@ -381,3 +381,18 @@ def test_a_line_costs_few_bytes_of_memory(tmp_path):
     assert len(index) == 200_000
     assert np.shares_memory(index.starts, index.stops)  # 8 bytes a line, not 16
     assert index.starts.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("content", "objects", "reason"),
+    [
+        ([{"type": "text", "text": "<bbox>"}], {"bbox": [[1, 2, 3, 4]]}, "goes with plain texts"),
+        ("<bbox>", {"bbox": 3}, "objects.bbox is 3; a list was expected"),
+        ([{"type": ["text"]}], None, "known: text, image_url"),
+    ],
+)
+def test_objects_that_nothing_takes_are_a_fault(content, objects, reason):
+    said = {"role": "assistant", "content": "A dog."}
+    chat = {"messages": [{"role": "user", "content": content}, said], "objects": objects}
+    with pytest.raises(SampleError, match=reason):
+        from_records([chat])[0]

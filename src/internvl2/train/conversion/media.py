@@ -40,7 +40,8 @@ class MediaFiles:
         source = medium.source
         if isinstance(source, bytes):
             return self._written(source, medium)
-        assert isinstance(source, str | Path), "media of files are paths, URLs or bytes"
+        if not isinstance(source, str | Path):
+            raise MediaError(f"{source!r} is no path, URL or bytes of a {_kind(medium)}")
         if isinstance(source, str) and _URL.match(source):
             return self._of_url(source, medium)
         path = _real(Path(source))
@@ -63,7 +64,8 @@ class MediaFiles:
         source = picture.source
         if isinstance(source, str) and _URL.match(source):
             return _decoded(source, picture) if _is_data(source) else None
-        assert isinstance(source, str | Path), "pictures of files are paths, URLs or bytes"
+        if not isinstance(source, str | Path):
+            raise MediaError(f"{source!r} is no path, URL or bytes of a picture")
         found = read_source(source, "picture", RemoteLimits())
         return found.read_bytes() if isinstance(found, Path) else found
 

@@ -166,7 +166,7 @@ def object_picture(
     """The picture that a box of `objects` belongs to; the first unless told otherwise."""
     pictures = [part.source for m in messages for part in m.content if isinstance(part, Picture)]
     ids = objects.get("image_id") or []
-    picture = ids[number] if number < len(ids) else 0
+    picture = ids[number] if isinstance(ids, list) and number < len(ids) else 0
     if type(picture) is not int or not 0 <= picture < len(pictures):
         raise ValueError(f"objects.bbox[{number}] belongs to picture {picture!r}, which is absent")
     return _file(pictures[picture])
@@ -249,11 +249,12 @@ def _without_objects(stored: Mapping[str, Any]) -> Mapping[str, Any]:
 def _unit_told(objects: Mapping[str, Any], unit: Unit) -> Unit:
     """What the `objects` of a record are in: what they say themselves, else what the set is in."""
     kind = objects.get("bbox_type")
-    if kind is not None and kind not in _TYPES:
+    if kind is not None and (not isinstance(kind, str) or kind not in _TYPES):
         raise ValueError(f"objects.bbox_type is {kind!r}; known: {', '.join(_TYPES)}")
     return unit if kind is None else _TYPES[kind]
 
 
 def _file(source: Any) -> str | Path | bytes:
-    assert isinstance(source, str | Path | bytes), "pictures of files are paths, URLs or bytes"
+    if not isinstance(source, str | Path | bytes):
+        raise ValueError(f"{source!r} is no path, URL or bytes of a picture")
     return source

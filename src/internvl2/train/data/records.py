@@ -126,6 +126,8 @@ def _from_messages(record: Mapping[str, Any], reading: Reading) -> tuple[Message
         raise ValueError("'messages' is not a list of messages")
     contents = [m.get("content") if isinstance(m, Mapping) else None for m in messages]
     if any(isinstance(content, list) for content in contents):
+        if _has_objects(record):
+            raise ValueError("'objects' goes with plain texts, in which <bbox> is replaced")
         found = from_openai(_placed(record, messages, reading))
         return tuple(_with_parts(m, [_rebased(p, reading) for p in m.content]) for m in found)
     turns = [_turn(message, index) for index, message in enumerate(messages)]
@@ -141,7 +143,7 @@ def _placed(record: Mapping[str, Any], messages: list[Any], reading: Reading) ->
 
     def placed(part: Any) -> Any:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in waiting:
+        if not isinstance(kind, str) or kind not in waiting:
             return part
         if part.get(kind) is None and not waiting[kind]:
             raise ValueError(f"more parts of type {kind!r} than the record lists")
@@ -304,6 +306,9 @@ def _with_objects(
         return turns
     if not isinstance(objects, Mapping):
         raise ValueError(f"'objects' is a {type(objects).__name__}; ref and bbox were expected")
+    for name in ("ref", "bbox", "image_id"):
+        if not isinstance(objects.get(name) or [], list):
+            raise ValueError(f"objects.{name} is {objects[name]!r}; a list was expected")
     names: deque[str] = deque(objects.get("ref") or [])
     boxes = deque(_thousandths(objects, pictures, reading))
     written = [
@@ -315,6 +320,11 @@ def _with_objects(
     if left := len(names) + len(boxes):
         raise ValueError(f"'objects' holds {left} entries that no <ref-object> or <bbox> takes")
     return written
+
+
+def _has_objects(record: Mapping[str, Any]) -> bool:
+    objects = record.get("objects")
+    return isinstance(objects, Mapping) and bool(objects.get("ref") or objects.get("bbox"))
 
 
 def _thousandths(
