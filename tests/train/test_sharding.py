@@ -263,7 +263,9 @@ def test_every_optimizer_learns_the_same_from_divided_weights(other_runs, name):
 
 def test_a_divided_tower_runs_in_all_processes_where_one_lacks_features(base, folder):
     plain = replace(base, freeze=Freeze(), output=str(folder / "uncached"))
-    cached = replace(plain, feature_cache=str(folder / "features"), shard=True)
+    cached = replace(
+        plain, feature_cache=str(folder / "features"), output=str(folder / "cached"), shard=True
+    )
     in_one_process(unfinished(plain, 6))
     in_one_process(unfinished(replace(cached, output=str(folder / "first"), shard=False), 1))
     again = replace(cached, output=str(folder / "again"))
