@@ -1,5 +1,6 @@
 """What happens to gradients: summed over processes, audited, clipped, and turned into a step."""
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from internvl2.train.optimizers.groups import build_optimizer, gradient_norms, s
 from internvl2.train.parallel import World
 from internvl2.train.recipe import Recipe
 from internvl2.train.sharding import divided, empty_rows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Optimization:
     def __init__(self, model: InternVL, recipe: Recipe, *, compiled: bool) -> None:
         self.model, self.settings = model, recipe.optimizer
         self.optimizer = build_optimizer(model, recipe.optimizer, compiled)
-        self._audit = GradientAudit(model)
+        self._audit, self._told = GradientAudit(model), False
         self._names: dict[Tensor, str] = {
             p: name for name, p in model.named_parameters() if p.requires_grad
         }
@@ -45,13 +48,22 @@ class Optimization:
             if p.requires_grad and name.split(".")[0] in fed and not isinstance(p, DTensor)
         )
         self._audit.check(fed)
-        norms = gradient_norms(self.model)
         rate = self.settings.learning_rate * factor
+        if all(parameter.grad is None for parameter in self._names):
+            return self._unmoved(rate)
+        norms = gradient_norms(self.model)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step(scale=norms.clipping(self.settings.max_grad_norm))
         self.optimizer.zero_grad()
         lengths = {part: float(length) for part, length in norms.parts.items()}
         return Moved(rate, {"total": float(norms.total)} | lengths)
+
+    def _unmoved(self, rate: float) -> Moved:
+        """A step of text alone, where only what sees pictures is trained."""
+        if not self._told:
+            self._told = True
+            logger.warning("there are steps without pictures, which change nothing that is trained")
+        return Moved(rate, {"total": 0.0})
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimizer's state by parameter, for a checkpoint."""

@@ -224,7 +224,10 @@ class Run:
             if batch.num_tokens or is_divided(self._loss):
                 self._seed(self.progress.step, 1 + number * self.world.size + self.world.rank)
                 share = self._loss(batch, 1 / weight)
-                share.backward()
+                if share.requires_grad:
+                    share.backward()
+                else:  # text alone, where vision tower or projector are all that is trained
+                    release(self._loss)
                 loss += share.detach()
         return loss
 
