@@ -293,6 +293,7 @@ def test_flags_in_a_file_that_a_command_names_are_read(tmp_path: Path):
         ("swift sft --learning_rate 1e-5", "x names no model"),
         ("swift sft --model m --learning_rate fast", "--learning_rate is 'fast'; a number"),
         ("swift sft --model m --learning_rate 0", "x: optimizer.learning_rate is 0.0; it must"),
+        ("swift sft --model m --weight_decay 1e400", "a number that is not so large"),
         ("swift sft --model $M", r"\$M is set nowhere; give it with --set M=VALUE"),
         ("megatron sft --model m", "`swift sft` is read"),
         ("model: a\nlr: 1e-5\n", r"its keys \(model, lr\) are of no known trainer"),

@@ -62,6 +62,7 @@ def test_variables_that_a_script_is_started_with_go_before_its_defaults():
         ("for i in 1 2; do\nswift sft --x $i\ndone", r"\$i of line 1: it changes in a loop"),
         ("A=b\nswift sft --x $((A + 1))", "is 'b', not a whole number"),
         ("swift sft --x $((1 / 0))", "divides by 0"),
+        ("swift sft --x $((1if 2 else 3))", r"the sum .* is not read"),
         ("swift sft --x $((9 ** 9 ** 9))", r"has more than \+ - \* / %"),
         ("swift sft --x $((__import__('os').getpid()))", r"has more than \+ - \* / %"),
         ("A=aaaaaaaaaa\n" + "A=$A$A\n" * 40 + "swift sft --x $A", "more than 100000 characters"),
@@ -84,6 +85,7 @@ def test_nothing_of_a_script_is_executed(tmp_path):
     [
         ("swift sft --x 'a", "line 1: a quote is not closed by '"),
         ("\nA=(1\n", r"line 2: an array is not closed by \)"),
+        ("A=(1 < 2)", r"line 1: an array is not closed by \)"),
         ("swift sft <<EOF\nEOF", "line 1: text after << is not read"),
         ("swift sft --x ${A", r"line 1: \$\{ is not closed by \}"),
     ],

@@ -75,7 +75,9 @@ def processes(flags: Flags) -> int | None:
         return tasks.whole()
     nodes = flags.find("launcher.nnodes", "launcher.num_nodes", "environment.NNODES")
     local = flags.find("launcher.nproc_per_node", "launcher.num_gpus", "environment.NPROC_PER_NODE")
-    listed = flags.find("launcher.gpus", "launcher.devices", "environment.LOCAL_DEVICES")
+    forced = flags.find("environment.FORCE_TORCHRUN") is not None  # LLaMA-Factory: on all it sees
+    seen = ("environment.CUDA_VISIBLE_DEVICES",) if forced else ()
+    listed = flags.find("launcher.gpus", "launcher.devices", *seen)
     if local is None and listed is None:
         return None
     if local is not None and not local.value.isdigit() and not local.fault:

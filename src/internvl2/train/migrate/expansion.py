@@ -7,6 +7,7 @@ Nothing is executed: no command, no file, no environment. A value that would nee
 import ast
 import operator
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -162,7 +163,9 @@ class Variables:
         if len(plain) > LONGEST_SUM:
             raise Unexpandable(f"a sum of {len(plain)} characters is not read")
         try:
-            tree = ast.parse(plain.strip().replace("/", " / "), mode="eval")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", SyntaxWarning)  # which then is a SyntaxError
+                tree = ast.parse(plain.strip().replace("/", " / "), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise Unexpandable(f"the sum $(({text})) is not read") from None
         return self._calculated(tree.body, text)

@@ -1,5 +1,6 @@
 """Flags of a trainer by their names, with values read as what they are meant to be."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,7 +55,10 @@ class Flag:
         text = self.text()
         if not re.fullmatch(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?", text):
             raise self._wrong("a number")
-        return float(text)
+        number = float(text)
+        if not math.isfinite(number):
+            raise self._wrong("a number that is not so large")
+        return number
 
     def whole(self) -> int:
         """The value as a whole number; 2.0 is one."""

@@ -167,7 +167,7 @@ class _Reader:
         line = self.line
         while True:
             self._blanks()
-            if not self._now:
+            if not self._now or self._now in "<>":
                 raise ValueError(f"line {line}: an array is not closed by )")
             if self._now == ")":
                 self._take()
