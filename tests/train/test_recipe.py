@@ -68,7 +68,7 @@ def test_a_packaged_recipe_has_the_published_values(name):
     assert (optimizer.betas, optimizer.eps, optimizer.max_grad_norm) == ((0.9, 0.999), 1e-8, 1.0)
     assert (schedule.kind, schedule.warmup_ratio, schedule.epochs) == ("cosine", 0.03, 1.0)
     assert recipe.freeze == Freeze(projector=name in LORA)
-    assert recipe.lora == (Lora(decoder_rank=16, alpha=32) if name in LORA else Lora())
+    assert recipe.lora == (Lora(decoder_rank=16) if name in LORA else Lora())
     assert (recipe.max_tiles, recipe.save_every) == (6, 200)
     share = 8 if name in LORA else 1  # of 128 samples a step
     assert recipe.packing.tokens * recipe.packs_per_step * share == 32 * 8192
