@@ -111,18 +111,18 @@ def partitioned(forward: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(forward, backend="aot_eager_decomp_partition", dynamic=False)
 
 
-@pytest.mark.parametrize("learning", ["weights", "nothing", "adapters"])
+@pytest.mark.parametrize("learning", LEARNINGS)
 @pytest.mark.parametrize("member", ["internvl2-2b", "internvl3_5-1b"])
 def test_a_decoder_layer_keeps_what_is_counted(member: str, learning: str):
     config, what = decoder_config(member), LEARNINGS[learning]
-    counted = kept_by_decoder_layer(config, what, Execution(compiled=False, fused_norms=False))
+    counted = kept_by_decoder_layer(config, what, Execution(compiled=False, fused=False))
     assert seen_in_decoder(config, what, plain) == pytest.approx(counted, rel=0.02)
 
 
-@pytest.mark.parametrize("learning", ["weights", "adapters"])
+@pytest.mark.parametrize("learning", ["weights", "adapters", "dropout"])
 def test_a_vision_layer_keeps_what_is_counted(learning: str):
     config, what = vision_config("internvl2-2b"), LEARNINGS[learning]
-    counted = kept_by_vision_layer(config, what, Execution(compiled=False))
+    counted = kept_by_vision_layer(config, what, Execution(compiled=False, fused=False))
     assert seen_in_vision(config, what, plain) == pytest.approx(counted, rel=0.02)
 
 

@@ -116,7 +116,7 @@ def test_the_predicted_peak_is_what_lives_at_once(name: str, changes: dict[str, 
     config = replace(config, vision=vision, decoder=replace(config.decoder, num_layers=LAYERS))
     model, pack = without_memory(recipe, config, torch.bfloat16), Pack.fullest(recipe, config)
     sizes = count(model, recipe.optimizer)[recipe.optimizer.moments]
-    execution = Execution(compiled=False, fused_norms=False)
+    execution = Execution(compiled=False, fused=False)
     predicted = Step(recipe, config, sizes, execution, pack).peak.total
     lives = simulated(model, recipe, sizes.optimizer, pack)
-    assert predicted - SLACK == pytest.approx(lives * (1 + GAPS), rel=0.08)
+    assert predicted - SLACK == pytest.approx(lives * (1 + GAPS), rel=0.07)

@@ -27,10 +27,16 @@ class Execution:
     """How layers run."""
 
     compiled: bool
-    fused_norms: bool = True
-    """Whether an RMS norm that is not compiled is one kernel, as on CUDA; if not, it keeps fp32."""
+    fused: bool = True
+    """Whether RMS norms and dropout that are not compiled are kernels, as on CUDA; if they are not,
+    norms keep fp32 numbers, and dropout a number of the activations' type for a byte."""
     number: int = 2
     """Bytes of a weight and of an activation."""
+
+    @property
+    def mask(self) -> int:
+        """Bytes that say of a number whether dropout left it out."""
+        return 1 if self.compiled or self.fused else self.number
 
 
 def kept_by_decoder_layer(config: DecoderConfig, learning: Learning, execution: Execution) -> int:
@@ -44,13 +50,13 @@ def kept_by_decoder_layer(config: DecoderConfig, learning: Learning, execution: 
         other += 4 * (config.num_heads + config.num_kv_heads)
     if learning.rank and learning.dropout:
         kept += 5 * wide + q + inner  # of q k v gate up, of o, of down
-        other += 5 * wide + q + inner  # what was left out, a byte each
+        other += (5 * wide + q + inner) * execution.mask
     elif learning.rank or learning.weights:
         kept += 2 * wide + inner + (q if learning.rank and execution.compiled else 0)
     if learning.dora:
         kept += 2 * wide + q + kv + (0 if execution.compiled else kv + 2 * inner)
     kept += 7 * learning.rank
-    if not execution.compiled and not execution.fused_norms:
+    if not execution.compiled and not execution.fused:
         other += _unfused(2 * wide + config.qk_norm * (q + kv), learning, execution)
     return execution.number * kept + other
 
@@ -63,12 +69,12 @@ def kept_by_vision_layer(config: VisionConfig, learning: Learning, execution: Ex
     if learning.rank:
         own = wide if learning.dropout else 2 * wide
         kept += 4 * learning.rank - (0 if execution.compiled else own)
-        other += inner + 3 * wide if learning.dropout else 0
+        other += (inner + 3 * wide) * execution.mask if learning.dropout else 0
     if learning.dora:
         kept += 5 * wide + inner
     if config.qk_norm:
         kept += 2 * wide
-    if config.norm == "rms_norm" and not execution.compiled and not execution.fused_norms:
+    if config.norm == "rms_norm" and not execution.compiled and not execution.fused:
         other += _unfused(2 * wide + config.qk_norm * 2 * wide, learning, execution)
     return execution.number * kept + other
 
