@@ -114,7 +114,10 @@ def test_files_that_pages_name_exist():
 
 @pytest.mark.parametrize(
     "command",
-    ["chat", "generate", "info", "convert", "eval", "data make", "data check", "data convert"],
+    [
+        *("chat", "generate", "info", "convert", "eval", "migrate"),
+        *("data make", "data check", "data convert"),
+    ],
 )
 def test_the_page_of_the_command_line_has_every_option(
     command: str, capsys: pytest.CaptureFixture[str]

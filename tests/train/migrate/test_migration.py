@@ -72,6 +72,16 @@ def test_the_scripts_of_paddlemix_become_the_recipes_of_that_name(size: str):
     assert found.is_complete
 
 
+def test_the_page_on_training_has_the_commands_of_paddlemix_with_ours_beside_them():
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+    pairs = re.findall(r"^sh (\S+)\ntorchrun .* train (\S+) --data (\S+)$", page, re.MULTILINE)
+    assert [recipe for _, recipe, _ in pairs] == ["1b-paddlemix", "2b-paddlemix", "8b-paddlemix"]
+    for script, recipe, data in pairs:
+        size = recipe.split("-")[0]
+        assert f"/internvl2_{size}_" in script
+        assert migrated(f"paddlemix_{size}.sh").recipe.data == (DataSource(data),)
+
+
 def test_an_official_full_script_becomes_our_recipe_of_that_size():
     found, ours = migrated("official_full.sh").recipe, Recipe.read("2b")
     assert found.optimizer == ours.optimizer
