@@ -1,8 +1,8 @@
-"""The command line: `internvl2 chat|generate|info|convert|train|eval|data`, a dataclass for each.
+"""The command line: `internvl2 chat|generate|info|convert|train|eval|data|migrate`, one class each.
 
 Results go to standard output and everything else to standard error. Exit codes: 0 done, 1 some
-requests were skipped or data have faults, 2 bad usage or bad input (one line says which), 130
-interrupted.
+requests were skipped, data have faults or flags no counterpart, 2 bad usage or bad input (one line
+says which), 130 interrupted.
 """
 
 import contextlib

@@ -153,6 +153,19 @@ def test_packs_of_the_official_code_are_packs_of_ours():
     assert recipe.data == (DataSource("mixture.json", num_frames=32),)
 
 
+def test_packs_of_paddlemix_are_packs_of_ours_too():
+    found = migrate(
+        "python -m paddle.distributed.launch --gpus 0,1 internvl_chat_pretrain.py "
+        "--model_name_or_path m --use_packed_ds True --max_packed_tokens 4096 "
+        "--num_images_expected 12 --max_seq_length 2048 --per_device_train_batch_size 1 "
+        "--gradient_accumulation_steps 4",
+        "x",
+    )
+    recipe = found.recipe
+    assert (recipe.packing.tokens, recipe.packing.tiles, recipe.packs_per_step) == (4096, 12, 8)
+    assert fates(found)["--max_seq_length"] == Kind.NEEDLESS
+
+
 def test_training_on_preferences_has_no_counterpart():
     lost = {entry.flag.shown for entry in migrated("official_preferences.sh").of(Kind.MISSING)}
     flags = {"--loss_type", "--sigmoid_loss_weight", "--bco_pair_loss_weight", "--rpo_alpha"}

@@ -18,6 +18,7 @@ from internvl2.train.migrate.verdicts import (
     text,
     translated,
     truth,
+    where,
 )
 
 NAME = "OpenGVLab's internvl_chat"
@@ -39,7 +40,7 @@ BY_CHECKPOINT = "the checkpoint's config.json says it"
 
 def rules() -> dict[str, Rule]:
     """What becomes of each flag."""
-    return {**common_rules(step_of), **model_rules(), **data_rules(), **_packed_rules()}
+    return {**common_rules(step_of), **model_rules(), **data_rules(NAME)}
 
 
 def model_rules() -> dict[str, Rule]:
@@ -75,11 +76,16 @@ def model_rules() -> dict[str, Rule]:
 NO_PREFERENCES = "there is no training on preferences; the recipe learns answers"
 
 
-def data_rules() -> dict[str, Rule]:
-    """Of its DataTrainingArguments, but for packs."""
+PACKS_DECIDE = "max_packed_tokens goes before it: what fits into a pack is learned whole"
+
+
+def data_rules(tool: str) -> dict[str, Rule]:
+    """Of its DataTrainingArguments, which `tool` has."""
+    size = length(step_of, tool)
     return {
+        **_packed_rules(size),
         "meta_path": data,
-        "max_seq_length": _max_seq_length,
+        "max_seq_length": where(_is_packed, nothing(PACKS_DECIDE), size),
         "conv_style": nothing("the checkpoint says its template"),
         "force_image_size": expects(
             ("448",), BY_CHECKPOINT, "tiles have the checkpoint's size, 448 in all releases"
@@ -108,7 +114,7 @@ def data_rules() -> dict[str, Rule]:
 
 def step_of(flags: Flags) -> Step:
     """What a step of theirs has."""
-    packed = flags.is_true("use_packed_ds")
+    packed = _is_packed(flags)
     longest = flags.whole("max_packed_tokens" if packed else "max_seq_length", 8192)
     return Step(
         flags.whole("per_device_train_batch_size", 8),
@@ -136,13 +142,13 @@ def data(flag: Flag, flags: Flags) -> Verdict:
     return translated(Setting("data", [table]))
 
 
-def _packed_rules() -> dict[str, Rule]:
+def _packed_rules(size: Rule) -> dict[str, Rule]:
     way = nothing("how theirs fills packs; ours looks at packing.window samples")
-    size = length(step_of, NAME)
+    off = nothing("it counts with use_packed_ds alone")
     return {
-        "use_packed_ds": size,
-        "num_images_expected": _of_packs(size),
-        "max_packed_tokens": _of_packs(size),
+        "use_packed_ds": where(_is_packed, size, nothing("samples are packed all the same")),
+        "num_images_expected": where(_is_packed, size, off),
+        "max_packed_tokens": where(_is_packed, size, off),
         "max_buffer_size": way,
         "log_freq": way,
         "strict_mode": way,
@@ -150,7 +156,7 @@ def _packed_rules() -> dict[str, Rule]:
         "allow_overflow": expects(
             ("False",), "no sample is ever cut here", "no sample is ever cut over two packs"
         ),
-        "loss_reduction": _of_packs(text("packing.loss_weighting")),
+        "loss_reduction": where(_is_packed, text("packing.loss_weighting"), off),
         "loss_reduction_all_gather": expects(
             ("True",),
             "the loss of a step is one weighted mean over all processes",
@@ -160,19 +166,8 @@ def _packed_rules() -> dict[str, Rule]:
     }
 
 
-def _of_packs(rule: Rule) -> Rule:
-    def verdict(flag: Flag, flags: Flags) -> Verdict:
-        if not flags.is_true("use_packed_ds"):
-            return needless("it counts with use_packed_ds alone")
-        return rule(flag, flags)
-
-    return verdict
-
-
-def _max_seq_length(flag: Flag, flags: Flags) -> Verdict:
-    if flags.is_true("use_packed_ds"):
-        return needless("max_packed_tokens goes before it: what fits into a pack is learned whole")
-    return length(step_of, NAME)(flag, flags)
+def _is_packed(flags: Flags) -> bool:
+    return flags.is_true("use_packed_ds")
 
 
 def _tiles(flag: Flag, flags: Flags) -> Verdict:

@@ -1,6 +1,5 @@
 """Flags of PaddleMIX's internvl_chat_finetune.py: OpenGVLab's under PaddleNLP's trainer."""
 
-from internvl2.train.migrate.batch import length
 from internvl2.train.migrate.flags import Flag, Flags
 from internvl2.train.migrate.official import data_rules, model_rules, step_of
 from internvl2.train.migrate.trainer_flags import DEFAULTS as TRAINER_DEFAULTS
@@ -43,8 +42,7 @@ def rules() -> dict[str, Rule]:
     return {
         **common_rules(step_of),
         **model_rules(),
-        **data_rules(),
-        "max_seq_length": length(step_of, NAME),
+        **data_rules(NAME),
         "grad_checkpoint": nothing(UNREAD),
         "use_custom_trainer": nothing(UNREAD),
         "recompute": recompute,
