@@ -30,6 +30,8 @@ SIDE, SIDE_OF_SEVERAL, SMALLEST_SIDE = 420, 164, 96
 LONGEST_WORDS = 6000
 """Characters of a stretch."""
 QUALITY = 82
+LABELS = COLOURS[1:]
+"""Of boxes; the first is red, which means that something is wrong."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def _boxes(messages: Sequence[Message]) -> Iterator[_Box]:
         for box in marked_boxes(message.text, picture):
             if box.label not in labels:
                 labels.append(box.label)
-            colour = COLOURS[labels.index(box.label) % len(COLOURS)]
+            colour = LABELS[labels.index(box.label) % len(LABELS)]
             yield _Box(box, message.role == "assistant", colour)
         picture = last_named(message.text, picture)
 
