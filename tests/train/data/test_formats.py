@@ -279,6 +279,7 @@ def test_turns_are_stripped_for_the_template_that_does_so():
         (record({"from": "robot", "value": "Hi"}), r"conversations\[0\].from is 'robot'"),
         ({"messages": [{"role": "tool", "content": "Hi"}]}, "'tool'"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\] lacks 'role' or 'content'"),
+        ({"query": "a", "response": "b", "history": 5}, "'history' is 5; a list"),
         (record(ANSWER, QUESTION, QUESTION, image=["a", "b"]), "are both of the user"),
         (record(images=["a"], image="a"), "both 'image' and 'images' are given"),
         (record(image=[3]), "3 is neither a path, a URL nor the bytes"),

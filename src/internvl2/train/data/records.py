@@ -179,7 +179,10 @@ def _from_pair(
 ) -> tuple[Message, ...]:
     """A question and its answer, after `system` and `history` where there are any."""
     turns = [_said("system", record["system"])] if record.get("system") else []
-    for pair in record.get("history") or ():
+    history = record.get("history") or []
+    if not isinstance(history, list):
+        raise ValueError(f"'history' is {history!r}; a list of questions and answers was expected")
+    for pair in history:
         if not isinstance(pair, Sequence) or len(pair) != 2:
             raise ValueError(f"'history' holds {pair!r}; a question and its answer were expected")
         turns += [_said("user", pair[0]), _said("assistant", pair[1])]

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 from internvl2.processing.conversation import Message
@@ -142,9 +143,13 @@ def _rows(text: str) -> Iterator[tuple[float, float, float, float]]:
     listed = isinstance(found, list) and found
     rows = found if listed and all(isinstance(row, list) for row in found) else [found]
     for row in rows:
-        if isinstance(row, list) and len(row) == 4 and all(type(v) in (int, float) for v in row):
+        if isinstance(row, list) and len(row) == 4 and all(map(_is_number, row)):
             left, top, right, bottom = map(float, row)
             yield left, top, right, bottom
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _box_order(text: str, turn: int) -> Iterator[Finding]:
