@@ -234,7 +234,7 @@ def test_a_limit_holds_for_each_set(write: Write, processor: Processor):
 
 def test_an_interrupt_leaves_what_was_found(write: Write, processor: Processor):
     path = write(*(record(str(number), image=None) for number in range(9)))
-    recipe = recipe_of(path)
+    recipe = recipe_of(path, write(record("never seen"), name="later.jsonl"))
     examination = Examination(recipe, processor, open_sets(recipe, "Hermes-2", None))
     done = []
 
@@ -245,7 +245,7 @@ def test_an_interrupt_leaves_what_was_found(write: Write, processor: Processor):
 
     examination.run(0, advance)
     report = examination.report("recipe", 1)
-    assert (report.sets[0].stored, report.sets[0].inspected) == (9, 4)
+    assert [(one.stored, one.inspected) for one in report.sets] == [(9, 4), (1, 0)]
     assert list(lines(report, colour=False))[-1].startswith("interrupted")
 
 
