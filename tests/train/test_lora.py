@@ -167,7 +167,7 @@ def test_a_finished_run_of_adapters_is_not_written_over(finished):
 def test_inputs_are_left_out_by_chance_in_the_same_way_when_layers_run_again(recipe):
     gradients = []
     for share, dropout in ((0.0, 0.5), (1.0, 0.5), (1.0, 0.0)):
-        one = replace(recipe, lora=Lora(8, dropout=dropout), recompute=Recompute(0, share))
+        one = replace(recipe, lora=Lora(8, dropout=dropout), recompute=Recompute(0.0, share))
         model = prepare(one, World.join("cpu")).model
         training(model)
         torch.manual_seed(0)

@@ -35,7 +35,7 @@ LENGTH, TILES = 128, 3
 def test_a_pack_costs_what_pytorch_counts(data, freeze, lora):
     model = load_model(data("official", "B_qwen2", "checkpoint"), dtype=torch.float32)
     adapters = [
-        LoraSettings(rank, 8) if rank else None for rank in (lora.decoder_rank, lora.vision_rank)
+        LoraSettings(rank, 8.0) if rank else None for rank in (lora.decoder_rank, lora.vision_rank)
     ]
     add_lora(model, *adapters)
     freeze = Recipe("m", freeze=freeze, lora=lora).kept
