@@ -10,7 +10,8 @@ from PIL import Image
 
 from internvl2.checkpoint.store import load_model
 from internvl2.train.monitoring.log import read_records
-from internvl2.train.recipe import DataSource, Freeze, Optimizer, Packing, Recipe, Schedule
+from internvl2.train.recipe import DataSource, Freeze, Lora, Optimizer, Packing, Recipe, Schedule
+from internvl2.train.run_folder import ENDS
 from internvl2.train.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
@@ -64,14 +65,31 @@ def _repeatable(monkeypatch):
     ids=["adamw", "8bit", "muon"],
 )
 def test_a_deterministic_run_on_a_gpu_goes_on_bit_by_bit(recipe, tmp_path, optimizer):
-    recipe = replace(recipe, optimizer=optimizer)
+    whole, resumed = whole_and_resumed(replace(recipe, optimizer=optimizer), tmp_path)
+    expected = load_model(whole).state_dict()
+    for name, tensor in load_model(resumed).state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_beside_4_bits_go_on_bit_by_bit_on_a_gpu(recipe, tmp_path, dora):
+    lora = Lora(8, vision_rank=4, dora=dora)
+    recipe = replace(recipe, from_scratch=False, freeze=Freeze(), lora=lora, quantize="nf4")
+    whole, resumed = whole_and_resumed(recipe, tmp_path)
+    expected = load_model(recipe.model, adapter=whole).state_dict()
+    for name, tensor in load_model(recipe.model, adapter=resumed).state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def whole_and_resumed(recipe: Recipe, tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of a run that never stopped and of one that did; their losses are the same."""
     whole = replace(recipe, output=str(tmp_path / "whole"))
     Trainer(whole).run()
     Trainer(replace(recipe, schedule=Schedule("constant", 0.0, max_steps=3))).run()
-    (Path(recipe.output) / "config.json").unlink()  # no longer a finished model
+    for end in ENDS:  # no longer a finished model
+        (Path(recipe.output) / end).unlink(missing_ok=True)
     Trainer(recipe).run()
-    metrics = [read_records(Path(r.output) / "metrics.jsonl")[0] for r in (whole, recipe)]
-    assert [r.loss for r in metrics[0]] == [r.loss for r in metrics[1]]
-    expected = load_model(whole.output).state_dict()
-    for name, tensor in load_model(recipe.output).state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
+    folders = Path(whole.output), Path(recipe.output)
+    losses = [[r.loss for r in read_records(folder / "metrics.jsonl")[0]] for folder in folders]
+    assert losses[0] == losses[1]
+    return folders
