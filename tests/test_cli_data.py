@@ -85,6 +85,7 @@ def test_a_check_says_what_is_learned_and_ends_well(
     assert code == 0
     assert "samples  1, 1 usable" in out
     assert "{+a word<|im_end|>+}" in out
+    assert "the run: 1 step of 32 packs; so few change little: lower --packs-per-step" in out
     assert out.splitlines()[-1] == "no faults, 0 warnings"
     assert "<mark>a word" in Path("page.html").read_text("utf-8")
 

@@ -10,6 +10,8 @@ from internvl2.train.doctor.view import Stretch, lines_of
 
 FIRST = 10
 """So many places of each kind of finding are told; the others are counted."""
+FEW = 10
+"""Runs of fewer steps are seldom meant: recipes' values are for thousands of samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,8 @@ def _run_lines(report: Report) -> Iterator[str]:
     yield f"an epoch of all sets: {_packed(report.epoch, report.pack_tokens)}"
     if report.steps is not None:
         packs = counted(report.packs_per_step, "pack")
-        yield f"the run: {counted(report.steps, 'step')} of {packs}"
+        few = "; so few change little: lower --packs-per-step, or lengthen the schedule"
+        yield f"the run: {counted(report.steps, 'step')} of {packs}{few * (report.steps < FEW)}"
 
 
 def _packed(packed: Packed, pack_tokens: int) -> str:
