@@ -144,10 +144,21 @@ def test_no_dequantised_weight_is_kept_for_the_backward_pass(dora: bool):
 @pytest.mark.compiled
 @pytest.mark.parametrize("dora", [False, True])
 def test_compiled_code_keeps_no_dequantised_weight_either(dora: bool):
-    layer = LoraLinear(Nf4Linear(torch.randn(256, 256), None), LoraSettings(4, 8.0, dora=dora))
-    kept = saved_bytes(torch.compile(layer.forward), torch.randn(2, 256).requires_grad_())
+    torch.manual_seed(0)
+    base = Nf4Linear(torch.randn(256, 256), torch.randn(256))
+    layer = LoraLinear(base, LoraSettings(4, 8.0, dora=dora))
+    layer.up.data.normal_()
+    x = torch.randn(2, 256).requires_grad_()
+    found = []
+    for run in (layer, torch.compile(layer.forward)):
+        kept = saved_bytes(run, x)
+        found.append([x.grad, *(p.grad for p in layer.parameters() if p.grad is not None)])
+        x.grad = None
+        layer.zero_grad()
     assert torch.Size((4, 256)) in {shape for shape, _ in kept.values()}
     assert sum(size for _, size in kept.values()) < 256 * 256
+    for compiled, plain in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-3)
 
 
 def test_the_decoders_layers_are_quantised_and_nothing_else():
