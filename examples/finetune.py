@@ -1,0 +1,36 @@
+"""Fine-tune on samples of one's own: `python examples/finetune.py [MODEL [NEW_FOLDER]]`."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from internvl2 import Engine, Message, Picture, SamplingParams
+from internvl2.train.recipe import Recipe, Schedule
+from internvl2.train.trainer import Trainer
+
+RECEIPTS = Path(__file__).parent / "receipts"
+RECORDED = Path(__file__).parents[1] / "tests" / "data" / "official"
+
+
+def samples() -> Iterator[dict[str, str]]:
+    """Whatever is at hand: rows of a table, answers of a database, pictures drawn on the way."""
+    for line in (RECEIPTS / "train.jsonl").read_text(encoding="utf-8").splitlines():
+        written = json.loads(line)
+        yield written | {"image": str(RECEIPTS / written["image"])}
+
+
+def main(model: str = str(RECORDED / "A_internlm2" / "checkpoint"), output: str = "tuned") -> None:
+    """Trains adapters of the decoder, and asks about a picture that was not among the samples."""
+    recipe = replace(Recipe.read("1b-lora"), model=model, output=output, packs_per_step=1)
+    fast = replace(recipe.optimizer, learning_rate=2e-4)  # the recipe's is for thousands of samples
+    recipe = replace(recipe, optimizer=fast, schedule=Schedule(epochs=10), workers=0)
+    Trainer(recipe, records=samples()).run()
+    with Engine.load(model, adapter=output) as engine:
+        question = [Message.user(Picture(RECEIPTS / "09.jpg"), "Who was paid, and how much?")]
+        print(engine.answer(question, SamplingParams(max_tokens=32)).text)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,150 @@
+"""The way from ten pictures to a tuned model that docs/training.md begins with, and its example.
+
+Commands run as they stand, one after the other, in an empty folder. What a model of random weights
+cannot do is all that differs: a tiny one lies in the folder by the name of `nano`, which a path of
+that name is taken for, and its answers, which never end, are cut off after a few tokens.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import internvl2
+from internvl2.checkpoint.config_files import read_config
+from internvl2.checkpoint.hub import resolve
+from internvl2.cli import main
+from internvl2.config import InternVLConfig
+from internvl2.model.internvl import InternVL
+from internvl2.processing.processor import Processor
+
+ROOT = Path(__file__).parents[1]
+RECEIPTS = ROOT / "examples" / "receipts"
+SHORT = ("--max-tokens", "8")
+
+
+def walk() -> str:
+    """The section of the page."""
+    page = (ROOT / "docs" / "training.md").read_text("utf-8")
+    return page.split("## From ten pictures to a tuned model\n")[1].split("\n## ")[0]
+
+
+def fenced(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", walk(), re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    joined = "".join(fenced("bash")).replace("\\\n", " ")
+    return [line for line in joined.splitlines() if line.strip()]
+
+
+def make_nano(folder: Path) -> None:
+    """A checkpoint with nano's vocabulary and template, a fraction of its size, untrained."""
+    embedded = resolve("nano", weights=False)
+    config = shrunk(read_config(embedded))
+    torch.manual_seed(0)
+    model = InternVL(config).to(torch.bfloat16)
+    internvl2.save(model, Processor.from_directory(embedded, config), folder, "opengvlab")
+
+
+def shrunk(config: InternVLConfig) -> InternVLConfig:
+    return replace(
+        config,
+        vision=replace(
+            config.vision, hidden_size=32, num_layers=1, num_heads=1, intermediate_size=32
+        ),
+        decoder=replace(
+            config.decoder,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=16,
+            intermediate_size=32,
+        ),
+    )
+
+
+def run(line: str) -> int:
+    words = shlex.split(line)
+    if words[0] != "internvl2":
+        return subprocess.run(line, shell=True, check=False).returncode
+    return main([*words[1:], *(SHORT if words[1] in ("chat", "eval") else ())])
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_the_page_shows_the_first_lines_of_the_files():
+    shown = fenced("json")
+    for name, block in zip(("train.jsonl", "boxes.jsonl"), shown, strict=True):
+        assert block.splitlines() == (RECEIPTS / name).read_text("utf-8").splitlines()[:2]
+
+
+def test_held_out_receipts_are_in_no_training_file():
+    learned = {
+        r["image"] for name in ("train", "boxes") for r in records(RECEIPTS / f"{name}.jsonl")
+    }
+    held_out = {r["image"] for r in records(RECEIPTS / "test.jsonl")}
+    assert (len(learned), len(held_out)) == (8, 2)
+    assert learned | held_out == {picture.name for picture in RECEIPTS.glob("*.jpg")}
+
+
+@pytest.mark.slow
+def test_every_command_from_ten_pictures_to_a_tuned_model_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    make_nano(tmp_path / "nano")
+    monkeypatch.chdir(tmp_path)
+    printed = {}
+    for line in commands():
+        assert run(line) == 0, (line, capsys.readouterr().err)
+        printed[line.split(" --")[0]] = capsys.readouterr().out
+    check_printed(printed)
+    check_files(tmp_path)
+
+
+def check_printed(printed: dict[str, str]) -> None:
+    assert fenced("text")[0] in printed["internvl2 data check 1b-lora"]
+    assert "\n*  LoRA r16 " in printed["internvl2 train 2b-lora"]
+    assert "anls" in printed["internvl2 eval receipts/test.jsonl"]
+    assert all(printed[name].strip() for name in printed if name.startswith("internvl2 chat"))
+
+
+def check_files(folder: Path) -> None:
+    """What the page says that each command leaves."""
+    assert "759" in (folder / "receipts.html").read_text("utf-8")
+    tuned = folder / "runs" / "receipts"
+    logged = records(tuned / "metrics.jsonl")
+    assert [record["step"] for record in logged if "scores" in record] == [8, 16, 24, 25]
+    assert len([record for record in logged if "tokens" in record]) == 25
+    assert (tuned / "loss.png").is_file()
+    for adapter in (tuned, tuned / "best"):
+        described = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+        assert described["base_model_name_or_path"].endswith("nano")
+    assert len(records(folder / "runs" / "receipts-test" / "results.jsonl")) == 2
+    assert (folder / "total.png").is_file()
+    config = json.loads((folder / "receipts-hf" / "config.json").read_text("utf-8"))
+    assert config["architectures"] == ["InternVLForConditionalGeneration"]
+
+
+@pytest.mark.slow
+def test_the_example_of_fine_tuning_is_short_and_asks_what_it_has_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    example = ROOT / "examples" / "finetune.py"
+    assert len(example.read_text().splitlines()) <= 40
+    make_nano(tmp_path / "nano")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    command = [sys.executable, str(example), "nano", "tuned"]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.strip()
+    assert (tmp_path / "tuned" / "adapter_model.safetensors").is_file()
