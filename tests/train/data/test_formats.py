@@ -285,6 +285,8 @@ def test_turns_are_stripped_for_the_template_that_does_so():
         (record(image=[3]), "3 is neither a path, a URL nor the bytes"),
         (record(videos=["a", "b"]), "2 videos; one was expected"),
         (record(audios=["a"]), "the field 'audios' cannot be read"),
+        (record(picture="a.jpg"), "the field 'picture' is not read; known: image, images, video"),
+        ({"question": "How many?", "answer": 5}, "'answer' is 5; a text was expected"),
     ],
 )  # fmt: skip
 def test_a_fault_names_file_line_and_reason(tmp_path, broken, reason):

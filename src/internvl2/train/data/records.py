@@ -31,6 +31,8 @@ BOX = re.compile(r"<box>\s*(\[.*?\])\s*</box>", re.DOTALL)
 _URL = re.compile(r"(https?://|data:)", re.IGNORECASE)
 _UNREAD = ("audio", "audios", "tools")
 """Fields that change what a record means, and that the family cannot read."""
+_MISTAKEN = ("picture", "pictures", "photo", "img", "image_path", "image_file", "video_path")
+"""Fields that hold media in other programs; unread, a model would learn to answer blindly."""
 
 Source = str | Path | bytes
 
@@ -70,6 +72,9 @@ def read_record(record: Mapping[str, Any], reading: Reading) -> tuple[Message, .
     for name in _UNREAD:
         if record.get(name):
             raise ValueError(f"the field {name!r} cannot be read")
+    if not record.keys() & {"image", "images", "video", "videos"}:
+        for name in filter(record.get, _MISTAKEN):
+            raise ValueError(f"the field {name!r} is not read; known: image, images, video")
     return _conversation(record, reading)
 
 
@@ -178,6 +183,9 @@ def _from_pair(
     record: Mapping[str, Any], question: str, answer: str, reading: Reading
 ) -> tuple[Message, ...]:
     """A question and its answer, after `system` and `history` where there are any."""
+    for name in (question, answer):
+        if not isinstance(record[name], str):
+            raise ValueError(f"{name!r} is {record[name]!r}; a text was expected")
     turns = [_said("system", record["system"])] if record.get("system") else []
     history = record.get("history") or []
     if not isinstance(history, list):
