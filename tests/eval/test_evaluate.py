@@ -110,6 +110,7 @@ def test_videos_are_looked_at_as_asked(read: Read, tmp_path: Path):
     ("record", "reason"),
     [
         ("{broken", "not JSON"),
+        ("[", "an array begins; one JSON object on each line was expected"),
         ("[1]", "the line is a list"),
         ({"quest": "x"}, "none of conversations, messages, question"),
         ({"question": "x", "answer": "y", "imgae": "a.png"}, "unknown field 'imgae'"),

@@ -142,6 +142,8 @@ def _record(line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
+        if line.strip() == b"[":
+            raise ValueError("an array begins; one JSON object on each line was expected") from None
         raise ValueError(f"not JSON: {error}") from None
     if isinstance(record, dict):
         return record
