@@ -120,6 +120,19 @@ def test_a_run_ends_when_its_score_gets_no_better_also_when_it_was_stopped_betwe
     assert not torch.equal(best.decoder.head.weight, last.decoder.head.weight)
 
 
+def test_a_run_that_is_stopped_where_it_ends_early_trains_no_further(recipe):
+    limited = replace(recipe, guard=replace(recipe.guard, max_kl=1e-4))
+
+    def stopping(model, processor, step):
+        first._stop = True
+        return {}
+
+    first = Trainer(replace(limited, validation=Validation(every=2)), stopping)
+    assert first.run().reason == "stopped"
+    ending = Trainer(limited).run()
+    assert (ending.reason, ending.step) == ("early", 2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

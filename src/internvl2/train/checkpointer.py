@@ -49,6 +49,8 @@ class Progress:
     """The best value so far of what validation goes by."""
     without_better: int = 0
     """Measurements in a row since then."""
+    moved: float | None = None
+    """The last divergence from the model that the run began with, where a guard measures it."""
     base: str | None = None
     """Fingerprint of the stored model that the run began with; checkpoints have no frozen part."""
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from internvl2.model.internvl import InternVL
 from internvl2.processing.processor import Processor
+from internvl2.train.checkpointer import Progress
 from internvl2.train.data.formats import Indexed, indexed
 from internvl2.train.monitoring.log import RunLog, ValidationRecord
 from internvl2.train.monitoring.trackers import open_trackers, require_trackers
@@ -69,19 +70,21 @@ class Trainer:
     def _train(self, run: Run) -> Ending:
         if self.validate is not None:
             run.require_room_for_answers()
-        enough = None
+        enough = self._enough(run.progress)  # a run may have been stopped where it was to end
         forecast = Forecast(self.recipe, run.model, self.world, self.folder.path)
         with self._open_log(run) as log:
-            for record in run.steps():
+            for record in run.steps() if enough is None else ():
                 if log is not None:
                     log.step(record)
                 forecast.see(record)
-                enough = self._measure(run, log)
+                self._measure(run, log)
+                enough = self._enough(run.progress)
                 if self._save(run):
                     return Ending("stopped", record.step, self.folder.path)
                 if enough is not None:
-                    logger.info("the run ends early, after step %d: %s", record.step, enough)
                     break
+            if enough is not None:
+                logger.info("the run ends early, after step %d: %s", run.progress.step, enough)
             if run.progress.step != run.saved_step:
                 run.save()
             self._finish(run, log)
@@ -94,15 +97,26 @@ class Trainer:
         folder, done = self.folder.path, run.progress.step
         return RunLog(folder, done, run.total, open_trackers(self.recipe, folder, done))
 
-    def _measure(self, run: Run, log: RunLog | None, *, last: bool = False) -> str | None:
-        """Measures what it is time for, in the `last` measurement all else; why to end, if so."""
+    def _measure(self, run: Run, log: RunLog | None, *, last: bool = False) -> None:
+        """Measures what it is time for, in the `last` measurement all else."""
         step, validation, guard = run.progress.step, self.recipe.validation, self.recipe.guard
-        enough = None
         if (step % validation.every == 0) != last:
-            enough = self._validate(run, log)
+            self._validate(run, log)
         if guard.data and (step % guard.every == 0) != last:
-            enough = self._compare(run, log) or enough
-        return enough
+            self._compare(run, log)
+
+    def _enough(self, progress: Progress) -> str | None:
+        """Why the run should end before its schedule does, if what was measured says so."""
+        moved, most = progress.moved, self.recipe.guard.max_kl
+        if most is not None and moved is not None and moved > most:
+            return f"the divergence from the first model is {moved:.4g}, guard.max_kl is {most}"
+        patience = self.recipe.validation.stop_after
+        if patience is None or progress.without_better < patience:
+            return None
+        return (
+            f"{self.recipe.validation.stop_metric} was not better than {progress.best_score:.4g} "
+            f"{progress.without_better} times in a row"
+        )
 
     def _save(self, run: Run) -> bool:
         """Saves when it is time; whether the run must end here."""
@@ -123,8 +137,8 @@ class Trainer:
             self.folder.finish(weights, run.processor, run.base)
         self.world.wait()
 
-    def _validate(self, run: Run, log: RunLog | None) -> str | None:
-        """Keeps the best model; why the run should end, if it should."""
+    def _validate(self, run: Run, log: RunLog | None) -> None:
+        """Keeps the best model."""
         scores = {"loss": run.validation_loss()} if self.recipe.validation.is_measured else {}
         if self.validate is not None:
             model = run.whole_model()
@@ -135,14 +149,13 @@ class Trainer:
             log.validation(ValidationRecord(run.progress.step, scores))
         value = self._decisive(scores)
         if value is None:
-            return None
-        enough = self._weigh(run, value)
+            return
+        self._weigh(run, value)
         if not run.progress.without_better:
             weights = run.results()
             if self.world.is_first:
                 self.folder.save_best(weights, run.processor, run.base)
         self.world.wait()
-        return enough
 
     def _decisive(self, scores: Mapping[str, float]) -> float | None:
         """The score that `best` goes by, which the first process may have alone."""
@@ -153,27 +166,20 @@ class Trainer:
             raise ValueError(f"validation.stop_metric is {metric!r}; measured: {sorted(scores)}")
         return value if known else None
 
-    def _weigh(self, run: Run, value: float) -> str | None:
-        """Notes a new score; why the run should end, if it should."""
-        validation, best = self.recipe.validation, run.progress.best_score
-        lower = validation.stop_metric == "loss"
+    def _weigh(self, run: Run, value: float) -> None:
+        """Notes a new score."""
+        best, without_better = run.progress.best_score, run.progress.without_better + 1
+        lower = self.recipe.validation.stop_metric == "loss"
         if best is None or (value < best if lower else value > best):
-            run.progress = replace(run.progress, best_score=value, without_better=0)
-            return None
-        missed = run.progress.without_better + 1
-        run.progress = replace(run.progress, without_better=missed)
-        if validation.stop_after is None or missed < validation.stop_after:
-            return None
-        return f"{validation.stop_metric} was not better than {best:.4g} {missed} times in a row"
+            best, without_better = value, 0
+        run.progress = replace(run.progress, best_score=best, without_better=without_better)
 
-    def _compare(self, run: Run, log: RunLog | None) -> str | None:
-        """Tells how far the model has moved; why the run should end, if it should."""
-        moved, most = run.divergence(), self.recipe.guard.max_kl
+    def _compare(self, run: Run, log: RunLog | None) -> None:
+        """Tells how far the model has moved."""
+        moved = run.divergence()
+        run.progress = replace(run.progress, moved=moved)
         if log is not None:
             log.validation(ValidationRecord(run.progress.step, {"guard.kl": moved}))
-        if most is None or moved <= most:
-            return None
-        return f"the divergence from the first model is {moved:.4g}, above guard.max_kl = {most}"
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
