@@ -121,6 +121,15 @@ def test_a_wrong_base_is_refused_by_name(trained, tiny, tmp_path):
         load_model(tmp_path / "other", adapter=made.adapter)
 
 
+def test_a_base_that_was_tuned_in_its_attention_alone_is_another(trained, tiny, tmp_path):
+    made, other = trained("qwen2"), random_model(tiny("qwen2"))
+    with torch.no_grad():
+        other.decoder.layers[0].get_parameter("attention.v.weight").mul_(1.1)
+    save(other, None, tmp_path / "other", "opengvlab")
+    with pytest.raises(ValueError, match=r"the weights of .*other are others"):
+        load_model(tmp_path / "other", adapter=made.adapter)
+
+
 def test_a_base_of_other_shapes_is_refused_by_name(trained, tiny, tmp_path):
     made = trained("qwen2")
     save(random_model(tiny("phi3")), None, tmp_path / "other", "hf")

@@ -194,12 +194,20 @@ def _open(directory: Path) -> TensorSource:
 
 
 def _sampled(config: InternVLConfig) -> list[str]:
-    """Matrices of every part, from its beginning to its end."""
+    """Matrices of every part, from its beginning to its end.
+
+    Tuning changes a decoder's `down` or, where it is confined to attention, `q` and `v`.
+    """
     vision, decoder = config.vision.num_layers, config.decoder.num_layers
+    kinds = ("attention.q", "attention.v", "mlp.down")
     return [
         *(f"vision.layers.{i}.mlp.fc2.weight" for i in sorted({0, vision // 2, vision - 1})),
         "projector.linear2.weight",
-        *(f"decoder.layers.{i}.mlp.down.weight" for i in sorted({0, decoder // 2, decoder - 1})),
+        *(
+            f"decoder.layers.{i}.{kind}.weight"
+            for i in sorted({0, decoder // 2, decoder - 1})
+            for kind in kinds
+        ),
     ]
 
 
