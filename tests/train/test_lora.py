@@ -225,9 +225,14 @@ def test_a_run_does_not_go_on_with_another_base(recipe, tmp_path):
 
 def test_what_adapters_are_is_fixed_when_a_run_goes_on(recipe):
     stop_after(recipe, 2)
-    for changes in ({"lora": Lora(4)}, {"quantize": "nf4"}, {"freeze": Freeze()}):
-        with pytest.raises(ValueError, match=r"was begun with (lora|quantize|freeze)"):
-            train(replace(recipe, **changes))
+    for name, other in (
+        ("lora", Lora(4)),
+        ("quantize", "nf4"),
+        ("freeze", Freeze()),
+        ("dtype", "bfloat16"),
+    ):
+        with pytest.raises(ValueError, match=f"was begun with {name}"):
+            train(replace(recipe, **{name: other}))
 
 
 @pytest.mark.parametrize(("name", "count"), [("1b-lora", 8798208), ("8b-lora", 41943040)])

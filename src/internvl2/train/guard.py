@@ -53,6 +53,11 @@ class ForgettingGuard:
         release(loss)
         self.world.wait()
 
+    def require(self, loss: PackLoss, packs: Iterable[TrainBatch]) -> None:
+        """Raises where the first model's answers to this process's packs are not there."""
+        for path, batch in self._to_run(loss, packs):
+            _load(path, batch)
+
     @torch.no_grad()
     def divergence(self, loss: PackLoss, packs: Iterable[TrainBatch]) -> float:
         """Of the model as it is now, in nats per learned token; every process must ask."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from internvl2 import device as devices
+from internvl2.checkpoint.convert import dtype_name
 from internvl2.model.internvl import InternVL
 from internvl2.train.checkpointer import Checkpointer, Progress, StoredTensor
 from internvl2.train.data.formats import Indexed
@@ -180,10 +181,16 @@ class Run:
 
     def _places_for(self, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
         """Where what is stored in a checkpoint belongs."""
-        weights = self._weights()
-        shapes = {n: tensor.shape for n, tensor in stored.items() if n.startswith("model.")}
-        if shapes != {name: tensor.shape for name, tensor in weights.items()}:
-            raise ValueError(f"the checkpoints in {self.checkpointer.folder} are of another model")
+        weights, folder = self._weights(), self.checkpointer.folder
+        theirs = {n: tensor for n, tensor in stored.items() if n.startswith("model.")}
+        if _shapes(theirs) != _shapes(weights):
+            raise ValueError(f"the checkpoints in {folder} are of another model")
+        now, before = (next(iter(each.values())).dtype for each in (weights, theirs))
+        if now != before:
+            raise ValueError(
+                f"the run in {folder.parent} was begun with dtype = {dtype_name(before)}, now it "
+                f"is {dtype_name(now)}; name the first, or give another --output"
+            )
         return weights | self._optimization.allocate(stored)
 
     def _weights(self) -> dict[str, Tensor]:
@@ -239,13 +246,18 @@ class Run:
             self._features.finish()
 
     def _opened_guard(self) -> ForgettingGuard | None:
-        """The recipe's guard; a run that begins has it write down what the model answers now."""
+        """The recipe's guard; a run that begins has it write down what the model answers now.
+
+        One that goes on must find that.
+        """
         settings = self.recipe.guard
         if not settings.data:
             return None
         folder = Path(self.recipe.output) / "guard"
         guard = ForgettingGuard(folder, settings.top_k, self.world)
-        if not self.progress.step:
+        if self.progress.step:
+            guard.require(self._loss, self._probes())
+        else:
             guard.remember(self._loss, self._probes())
         return guard
 
@@ -297,6 +309,10 @@ class Run:
             f"out of memory in step {self.progress.step + 1} ({str(error).split('. ')[0]}); "
             f"try {', '.join(advice)}; the last checkpoint is as it was"
         )
+
+
+def _shapes(tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _places(packs: Step, most: int = 20) -> str:
