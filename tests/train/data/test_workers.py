@@ -2,7 +2,10 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
+import sys
 from collections import deque
 from dataclasses import replace
 
@@ -17,6 +20,15 @@ from internvl2.train.data.dataset import Dataset
 from internvl2.train.data.formats import from_records
 from internvl2.train.data.packing import Limits
 from internvl2.train.data.workers import Make, Measure, Workers
+
+UNGUARDED = """
+import pickle
+from pathlib import Path
+from internvl2.train.data.workers import Measure, Workers
+workers = Workers(pickle.loads(Path("dataset.pickle").read_bytes()), 2)
+workers.submit(Measure(0, 1))()
+"""
+"""Each process that it starts begins it anew, which Python ends with an error."""
 
 
 @pytest.fixture
@@ -63,6 +75,25 @@ def test_a_worker_that_died_is_one_clear_error(workers):
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="a worker process of the data set died"):
         deque(workers.submit(Measure(0, 1))() for _ in range(100))
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_while_it_starts_is_one_clear_error(dataset, tmp_path):
+    turns = [Message.user("word " * (1 << 16)), Message.assistant("more than a pipe holds")]
+    large = replace(dataset, source=from_records([turns]))
+    (tmp_path / "dataset.pickle").write_bytes(pickle.dumps(large))
+    program = tmp_path / "program.py"
+    program.write_text(UNGUARDED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, str(program)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        timeout=60,
+    )
+    assert run.returncode == 1
+    assert b"a worker process of the data set died" in run.stderr
 
 
 def test_memory_that_others_need_is_left_to_them(pictures, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ the trainer a fifteenth of a core per 100 tiles/s.
 
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import tempfile
@@ -20,7 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
@@ -37,7 +38,10 @@ from internvl2.train.data.tile_store import TileStore
 
 Result = TypeVar("Result")
 
-DIED = "a worker process of the data set died, most likely for want of memory; take fewer workers"
+DIED = (
+    "a worker process of the data set died, most likely for want of memory; take fewer workers "
+    '(a program that begins outside `if __name__ == "__main__":` cannot start any)'
+)
 GRACE_SECONDS = 20
 """How long a worker goes on after SIGTERM, which launchers send to all processes of a run: the
 trainer still needs its packs to finish a step and save."""
@@ -176,10 +180,11 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
         self._takers = ThreadPoolExecutor(TAKERS, "packs") if count else None
         self._clear: Callable[[], object] = lambda: None
+        self._given: IO[bytes] | None = None
         if count:
-            given = _Given(dataset, self._folder_in_memory())
+            self._given = _in_file(_Given(dataset, self._folder_in_memory()))
             self._pool = ProcessPoolExecutor(
-                count, multiprocessing.get_context("spawn"), _install, (given,)
+                count, multiprocessing.get_context("spawn"), _install, (Path(self._given.name),)
             )
 
     def submit(self, task: Callable[[Dataset], Result]) -> Callable[[], Result]:
@@ -200,6 +205,8 @@ class Workers:
             self._pool.shutdown(wait=True, cancel_futures=True)
         if self._takers is not None:
             self._takers.shutdown(wait=True, cancel_futures=True)
+        if self._given is not None:
+            self._given.close()
         self._clear()
 
     def _folder_in_memory(self) -> Path | None:
@@ -211,6 +218,18 @@ class Workers:
         return folder
 
 
+def _in_file(given: _Given) -> IO[bytes]:
+    """A file that is gone when it is closed.
+
+    What is larger than a pipe cannot go to a new process by itself: one that dies while it starts
+    would leave its parent writing for ever.
+    """
+    file = tempfile.NamedTemporaryFile(prefix="internvl2-")  # noqa: SIM115
+    pickle.dump(given, file)
+    file.flush()
+    return file
+
+
 def _wait(future: "Future[Any]") -> Any:
     try:
         result = future.result()
@@ -219,18 +238,20 @@ def _wait(future: "Future[Any]") -> Any:
     return result.take() if isinstance(result, _Lying) else result
 
 
-def _install(given: _Given) -> None:
+def _install(path: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS) and None)
+    given: _Given = pickle.loads(path.read_bytes())
     _GIVEN.set(given)
-    threading.Thread(target=_end_with_parent, args=(given.folder,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(path, given.folder), daemon=True).start()
 
 
-def _end_with_parent(folder: Path | None) -> None:
+def _end_with_parent(path: Path, folder: Path | None) -> None:
     """A killed trainer must leave neither its workers nor their files behind."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        path.unlink(missing_ok=True)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
