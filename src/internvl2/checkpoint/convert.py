@@ -130,6 +130,9 @@ def require_free(destination: Path) -> None:
     ):
         if is_so:
             raise ValueError(f"{destination} is {what}; give a directory that does not exist")
+    above = next(folder for folder in destination.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"{above} is a file; {destination} cannot be made in it")
     if destination.is_dir():
         if any(destination.iterdir()):
             raise ValueError(f"{destination} is not empty; give a directory that does not exist")

@@ -1,6 +1,7 @@
 """`internvl2 data convert`: a data set in another form, its boxes in thousandths."""
 
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -71,5 +72,6 @@ class Convert:
         for note in done.notes:
             logger.info("%s", note)
         left_out = f", left out {done.left_out} (bad_samples.jsonl)" if done.left_out else ""
-        logger.info("wrote %d samples%s; train with --data %s", done.samples, left_out, done.main)
+        main = shlex.quote(str(done.main))
+        logger.info("wrote %d samples%s; train with --data %s", done.samples, left_out, main)
         return 0

@@ -160,6 +160,13 @@ def test_a_file_that_is_not_coco_is_refused(folder: Path, changed, message: str)
         run(coco(folder, **changed), origin="coco")
 
 
+def test_a_folder_without_any_known_files_says_what_was_looked_for(folder: Path):
+    with pytest.raises(ValueError, match=r"is a folder without VOC's xml, LabelMe's json or Parq"):
+        run(folder)
+    with pytest.raises(ValueError, match="is a folder; give COCO's json file in it"):
+        run(folder, origin="coco")
+
+
 def labelme(folder: Path, name: str, *shapes: dict, **fields) -> Path:
     """A file as LabelMe 5 writes it."""
     (folder / "labels").mkdir(exist_ok=True)
@@ -248,7 +255,9 @@ def voc(folder: Path, content: str) -> Path:
 
 
 def test_voc_counts_pixels_from_one_and_has_its_pictures_beside(folder: Path):
-    assert talks(run(voc(folder, VOC))) == [("dog.jpg", QUESTIONS["picture"], ALONE)]
+    annotations = voc(folder, VOC)
+    for source in (annotations, annotations.parent):
+        assert talks(run(source)) == [("dog.jpg", QUESTIONS["picture"], ALONE)]
 
 
 @pytest.mark.parametrize(

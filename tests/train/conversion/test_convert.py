@@ -231,6 +231,21 @@ def test_a_missing_picture_is_a_fault_with_file_and_line(folder: Path):
     assert sorted(path.name for path in folder.iterdir()) == ["in", "set.jsonl"]
 
 
+def test_a_file_that_cannot_be_copied_is_a_fault_of_its_sample(folder: Path, monkeypatch):
+    source = lines(folder / "set.jsonl", RECORDS["single"], RECORDS["text"])
+    opened = Path.open
+
+    def locked(path: Path, *arguments, **options):
+        if path.name == "a.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", locked)
+    with pytest.raises(SampleError, match=r"set.jsonl:1: .*a.png cannot be read: Permission"):
+        run(source, "out", "official", copy_media=True)
+    assert run(source, "out", "official", copy_media=True, skip_bad=1).left_out == 1
+
+
 def test_faults_are_left_out_up_to_a_number_and_written_down(folder: Path):
     bad = official("<image>\nWhat?", image="in/lost.png")
     source = lines(folder / "set.jsonl", bad, RECORDS["text"], official("Hi", " "), RECORDS["text"])
@@ -249,6 +264,8 @@ def test_nothing_is_overwritten(folder: Path):
     (folder / "out/mine").write_text("mine")
     with pytest.raises(ValueError, match="is not empty"):
         run(source, "out", "official")
+    with pytest.raises(ValueError, match=r"out/mine is a file; .*out/mine/x cannot be made in it"):
+        run(source, "out/mine/x", "official")
     with pytest.raises(ValueError, match=r"samples.json is named like a file; give a folder"):
         run(source, "samples.json", "llava")
 
@@ -298,6 +315,29 @@ def test_lists_of_four_numbers_are_boxes_only_if_that_is_said(folder: Path):
     assert "lists of four numbers without <box>, left alone (--bare-boxes): 1" in left.notes
     done = run(source, "done", "official", boxes=BoxOptions("unit", bare=True))
     assert answers(done.main)[0] == "At <box>[[100, 200, 300, 400]]</box>."
+
+
+@pytest.mark.parametrize(
+    ("unit", "box", "note"),
+    [
+        (None, "[[0.1, 0.2, 0.3, 0.4]]", "boxes of shares from 0 to 1, left as they are"),
+        ("pixel", "[[4, 5, 4, 20]]", "boxes without width or height in thousandths: 1"),
+        ("auto", "[[100, 250, 500, 1000]]</box> [1, 2, 3, 4]<box>[[1, 2, 3, 4]]",
+         "lists of four numbers without <box>, left alone"),
+    ],
+)  # fmt: skip
+def test_boxes_that_may_be_in_another_unit_are_noted(folder: Path, unit, box: str, note: str):
+    source = lines(folder / "set.jsonl", boxed(box))
+    notes = run(source, "out", "official", boxes=BoxOptions(unit)).notes
+    assert any(found.startswith(note) for found in notes), notes
+
+
+def test_auto_counts_lists_where_no_box_has_tags(folder: Path):
+    record = official("<image>\nWhere?", "At [1, 2, 3, 4].", image="in/a.png")
+    source = lines(folder / "set.jsonl", record)
+    notes = run(source, "out", "official", boxes=BoxOptions("auto")).notes
+    assert "set has no boxes" in notes
+    assert "lists of four numbers without <box>, left alone (--bare-boxes): 1" in notes
 
 
 def test_objects_of_ms_swift_are_in_the_unit_that_is_said(folder: Path):
@@ -364,12 +404,14 @@ def test_auto_decides_for_a_set_and_says_what_it_found(folder: Path):
 @pytest.mark.parametrize(
     ("unit", "box", "message"),
     [
-        ("unit", "[[0, 0, 1.2, 1]]", r"reaches beyond its picture, which is 1 wide"),
+        ("unit", "[[0, 0, 1.2, 1]]", r"\[0, 0, 1.2, 1\] has numbers outside of 0 to 1$"),
         ("pixel", "[[0, 0, 42, 20]]", r"\[0, 0, 42, 20\] reaches beyond .* 40 wide and 20 high"),
         ("pixel", "[[9, 0, 3, 20]]", "corners the wrong way round"),
         ("thousand", "[[1, 2, 3]]", r"the box \[1, 2, 3\] was expected to be four numbers"),
         ("unit", "[[1, ,2]]", "malformed box"),
-        (None, "[[0, 0, 1001, 4]]", r"turn 2 has the box \[0, 0, 1001, 4\]; four numbers from 0"),
+        ("pixel", "(4,5),(20,20)", r"malformed box '<box>\(4,5\),\(20,20\)</box>'; \[left, top"),
+        ("auto", "(4,5),(20,20)", r"malformed box '<box>\(4,5\),\(20,20\)</box>'; \[left, top"),
+        (None, "[[0, 0, 1001, 4]]", r"turn 2 has the box \[0, 0, 1001, 4\]; .*; --boxes says"),
     ],
 )  # fmt: skip
 def test_a_box_outside_of_its_picture_is_a_fault(folder: Path, unit, box: str, message: str):

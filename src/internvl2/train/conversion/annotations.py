@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from internvl2.processing.conversation import Message, Picture
-from internvl2.train.conversion.geometry import DrawnOn, Number, annotated_frame
+from internvl2.train.conversion.geometry import (
+    DrawnOn,
+    Number,
+    annotated_frame,
+    thousandths,
+)
 from internvl2.train.conversion.samples import Notes, Sample
 
 QUESTIONS = {
@@ -145,9 +150,8 @@ class AnnotatedEntries:
         frame = annotated_frame(found.source, found.size, self.drawn_on, self.pictures.usual)
         boxes: dict[str, list[list[int]]] = {}
         for shape in found.shapes:
-            scaled = frame.scale(shape.box)
-            self.notes.add("boxes cut off, less than a pixel beyond their picture", scaled.was_cut)
-            boxes.setdefault(shape.label, []).append(list(scaled.corners))
+            corners = thousandths(frame, shape.box, self.notes)
+            boxes.setdefault(shape.label, []).append(corners)
         return {label: sorted(rows, key=_reading_order) for label, rows in boxes.items()}
 
 

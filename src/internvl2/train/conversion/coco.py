@@ -101,6 +101,8 @@ class CocoPictures:
 
 def open_coco(path: Path, root: Path | None, notes: Notes) -> CocoPictures:
     """The pictures of a file; their paths start from its own folder unless a root is given."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give COCO's json file in it, and --root")
     try:
         found = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:

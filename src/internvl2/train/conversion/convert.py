@@ -21,7 +21,7 @@ from internvl2.train.conversion.placing import as_parts, inline
 from internvl2.train.conversion.record_sets import BoxOptions, open_records
 from internvl2.train.conversion.samples import Notes, Sample, SourceSet
 from internvl2.train.conversion.sinks import Sink, open_sink
-from internvl2.train.conversion.voc import open_voc
+from internvl2.train.conversion.voc import is_voc, open_voc
 from internvl2.train.data.formats import SampleError
 
 Origin = Literal["auto", "records", "coco", "labelme", "voc"]
@@ -130,10 +130,7 @@ def open_sets(request: Conversion, notes: Notes) -> list[SourceSet]:
 def _origin(path: Path) -> Origin:
     """What a source is, by how it looks."""
     if path.is_dir():
-        if next(path.glob("*.xml"), None):
-            return "voc"
-        first = next(iter(sorted(path.rglob("*.json"))), None)
-        return "labelme" if first and is_labelme(first) else "records"
+        return _origin_of_folder(path)
     if path.suffix == ".xml":
         return "voc"
     if path.suffix != ".json":
@@ -143,6 +140,20 @@ def _origin(path: Path) -> Origin:
     if _COCO.match(head):
         return "coco"
     return "labelme" if b'"shapes"' in head and is_labelme(path) else "records"
+
+
+def _origin_of_folder(folder: Path) -> Origin:
+    if is_voc(folder):
+        return "voc"
+    if next(folder.glob("*.parquet"), None):
+        return "records"
+    first = min(folder.rglob("*.json"), default=None)
+    if first and is_labelme(first):
+        return "labelme"
+    raise ValueError(
+        f"{folder} is a folder without VOC's xml, LabelMe's json or Parquet files; "
+        "name a file in it"
+    )
 
 
 class _Run:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from internvl2.processing.pixels import picture_header
+from internvl2.train.conversion.samples import Notes
 
 Unit = Literal["pixel", "unit", "thousand"]
 Number = int | float
@@ -36,6 +37,12 @@ class Scaled:
     was_cut: bool
     """It reached a little beyond the picture."""
 
+    @property
+    def is_flat(self) -> bool:
+        """It has no width or no height, as where its numbers are not what they were taken for."""
+        left, top, right, bottom = self.corners
+        return left == right or top == bottom
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -46,7 +53,7 @@ class Frame:
     orientation: int = 1
     """EXIF orientation that is still to be applied, 1 to 8."""
     slack: Number = 0.0
-    """How far a box may reach out, by which it is cut off."""
+    """How far a box may reach out, by which it is cut off; 0 unless sides are in pixels."""
 
     def scale(self, box: Sequence[Number]) -> Scaled:
         """The box in thousandths, each `round(value / side * 1000)`; raises for one outside."""
@@ -80,11 +87,21 @@ class Frame:
                 f"the box {list(box)} has its corners the wrong way round; "
                 "left, top, right, bottom was expected"
             )
+        if not self.holds(box) and not self.slack:
+            raise ValueError(f"the box {list(box)} has numbers outside of 0 to {self.width:g}")
         if not self.holds(box):
             raise ValueError(
                 f"the box {list(box)} reaches beyond its picture, "
                 f"which is {self.width:g} wide and {self.height:g} high"
             )
+
+
+def thousandths(frame: Frame, box: Sequence[Number], notes: Notes) -> list[int]:
+    """The corners of a box that a frame is for; what was odd about it is noted."""
+    scaled = frame.scale(box)
+    notes.add("boxes cut off, less than a pixel beyond their picture", scaled.was_cut)
+    notes.add("boxes without width or height in thousandths", scaled.is_flat)
+    return list(scaled.corners)
 
 
 def turn(

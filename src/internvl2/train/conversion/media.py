@@ -91,6 +91,8 @@ class MediaFiles:
         name = self._name(hashlib.sha256(os.fsencode(path)), f"-{path.name}")
         target = self.partial / name
         if not target.exists():
+            if not path.is_dir():
+                _require_readable(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
                 shutil.copytree(path, target)
@@ -114,6 +116,14 @@ def _decoded(url: str, medium: Picture | Video) -> bytes:
 
 def _kind(medium: Picture | Video) -> Any:
     return "video" if isinstance(medium, Video) else "picture"
+
+
+def _require_readable(path: Path) -> None:
+    """Raise a fault of the sample; what else goes wrong with a copy is one of the destination."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise MediaError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _real(path: Path) -> Path:

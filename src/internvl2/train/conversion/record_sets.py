@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from internvl2.processing.conversation import Message, Picture, Video
-from internvl2.train.conversion.geometry import DrawnOn, Frame, Unit, frame_of
+from internvl2.train.conversion.geometry import DrawnOn, Frame, Unit, frame_of, thousandths
 from internvl2.train.conversion.samples import Notes, Sample, SourceSet
 from internvl2.train.conversion.text_boxes import (
     Box,
     Evidence,
     boxes_in,
     count_bare,
+    count_shares,
     has_boxes,
     verdict,
     with_boxes,
@@ -28,7 +29,7 @@ from internvl2.train.data.formats import (
     named_sources,
 )
 from internvl2.train.data.line_index import parse_json
-from internvl2.train.data.records import check_conversation, read_record
+from internvl2.train.data.records import conversation_flaws, read_record
 
 _READ = {
     *("id", "conversations", "messages", "texts", "question", "answer", "query", "response"),
@@ -83,11 +84,15 @@ class RecordEntries:
             self.notes.add(f"samples whose field {name!r} is not carried over")
         if self.unit is None:
             messages = read_record(stored, part.reading)
+            shares = sum(count_shares(message.text) for message in messages)
+            self.notes.add("boxes of shares from 0 to 1, left as they are (--boxes unit)", shares)
         elif _listed_boxes(stored):
             messages = read_record(self._with_scaled_objects(stored, part, self.unit), part.reading)
         else:
             messages = self._scaled(read_record(stored, part.reading), self.unit)
-        check_conversation(messages)
+        for flaw in conversation_flaws(messages):
+            hint = "; --boxes says what they are in" if flaw.kind == "box" and not self.unit else ""
+            raise ValueError(f"{flaw.reason}{hint}")
         return (Sample(messages, stored.get("id")),)
 
     def _find(self, entry: int) -> tuple[DataSet, int]:
@@ -105,7 +110,8 @@ class RecordEntries:
         if not any(has_boxes(message.text, bare=self.boxes.bare) for message in messages):
             return messages
         frame = frame_of_all(messages, unit, self._drawn_on)
-        return with_boxes(messages, partial(self._change, frame), bare=self.boxes.bare)
+        scaled = partial(thousandths, frame, notes=self.notes)
+        return with_boxes(messages, scaled, bare=self.boxes.bare)
 
     def _with_scaled_objects(
         self, stored: Mapping[str, Any], part: DataSet, unit: Unit
@@ -121,13 +127,8 @@ class RecordEntries:
             if not isinstance(box, list):
                 raise ValueError(f"objects.bbox[{number}] is {box!r}; four numbers were expected")
             frame = frame_of(object_picture(objects, number, messages), told, self._drawn_on)
-            rows.append(self._change(frame, box))
+            rows.append(thousandths(frame, box, self.notes))
         return {**stored, "objects": {**objects, "bbox": rows, "bbox_type": "norm1000"}}
-
-    def _change(self, frame: Frame, box: Box) -> list[int]:
-        scaled = frame.scale(box)
-        self.notes.add("boxes cut off, less than a pixel beyond their picture", scaled.was_cut)
-        return list(scaled.corners)
 
     @property
     def _drawn_on(self) -> DrawnOn:
@@ -176,7 +177,7 @@ def _open_set(name: str, named: Named, boxes: BoxOptions, notes: Notes) -> Sourc
     parts = tuple(_data_sets(named.open()))
     unit = boxes.unit
     if unit == "auto":
-        unit = _find_unit(name, RecordEntries(parts, boxes, None, Notes()), notes)
+        unit = _find_unit(name, parts, boxes, notes) or "thousand"
     options = parts[0].options
     return SourceSet(
         name,
@@ -196,13 +197,13 @@ def _data_sets(source: Source) -> Iterator[DataSet]:
         yield source
 
 
-def _find_unit(name: str, entries: RecordEntries, notes: Notes) -> Unit | None:
-    """What the boxes of a set are in, by a look at all of them."""
+def _find_unit(name: str, parts: Sequence[DataSet], boxes: BoxOptions, notes: Notes) -> Unit | None:
+    """What the boxes of a set are in, by a look at all of them; None where it has none."""
     evidence = Evidence()
-    for part in entries.parts:
+    for part in parts:
         for index in range(len(part.raw)):
             try:
-                _add_evidence(evidence, part, index, entries.boxes)
+                _add_evidence(evidence, part, index, boxes)
             except ValueError:
                 continue  # a fault that is told when the sample is read
     unit = evidence.unit(name)
@@ -213,7 +214,7 @@ def _find_unit(name: str, entries: RecordEntries, notes: Notes) -> Unit | None:
 def _add_evidence(evidence: Evidence, part: DataSet, index: int, boxes: BoxOptions) -> None:
     stored = _stored(part, index)
     listed = _listed_boxes(stored)
-    if listed and "bbox_type" in stored["objects"]:
+    if listed and stored["objects"].get("bbox_type") is not None:
         return
     messages = read_record(_without_objects(stored), part.reading)
     drawn_on = boxes.drawn_on or "shown"

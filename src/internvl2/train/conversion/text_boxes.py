@@ -11,7 +11,7 @@ from internvl2.train.conversion.geometry import SCALE, WORDS, Frame, Number, Uni
 _NUMBER = r"\s*-?\d+(?:\.\d+)?(?:[eE]-?\d+)?\s*"
 _ROW = rf"\[{_NUMBER}(?:,{_NUMBER}){{3}}\]"
 _ROWS = rf"\[\s*{_ROW}(?:\s*,\s*{_ROW})*\s*\]"
-_TAGGED = r"<box>\s*(?P<tagged>\[.*?\])\s*</box>"
+_TAGGED = r"<box>(?P<tagged>.*?)</box>"
 _IN_TAGS = re.compile(_TAGGED, re.DOTALL)
 _ANYWHERE = re.compile(rf"{_TAGGED}|(?P<bare>{_ROWS}|{_ROW})", re.DOTALL)
 
@@ -32,6 +32,18 @@ def has_boxes(text: str, *, bare: bool) -> bool:
 def count_bare(text: str) -> int:
     """How many lists of four numbers stand without `<box>` around them."""
     return sum(match.lastgroup == "bare" for match in _ANYWHERE.finditer(text))
+
+
+def count_shares(text: str) -> int:
+    """How many boxes in `<box>` tags look like shares of a picture's sides, not thousandths."""
+    found = 0
+    for match in _IN_TAGS.finditer(text):
+        try:
+            rows = _rows(match)
+        except ValueError:
+            continue  # no box that could be looked at
+        found += sum(_is_share(row) for row in rows)
+    return found
 
 
 def with_boxes(
@@ -61,8 +73,17 @@ def _rows(match: re.Match[str]) -> list[Box]:
     try:
         found = json.loads(text)
     except ValueError:
-        raise ValueError(f"malformed box {match[0][:80]!r}") from None
+        found = None
+    if not isinstance(found, list):
+        raise ValueError(
+            f"malformed box {match[0][:80]!r}; [left, top, right, bottom] was expected"
+        )
     return found if found and all(isinstance(row, list) for row in found) else [found]
+
+
+def _is_share(row: Box) -> bool:
+    numbers = [value for value in row if type(value) in (int, float)]
+    return 0 < max(numbers, default=0) <= 1 and any(value % 1 for value in numbers)
 
 
 @dataclass

@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 from internvl2.train.conversion.annotations import Annotated, Shape, known_labels, label_of
 from internvl2.train.conversion.geometry import DrawnOn
 
-_PICTURES = "JPEGImages"
-"""Folder beside `Annotations` in the layout of the challenge."""
+_ANNOTATIONS, _PICTURES = "Annotations", "JPEGImages"
+"""Folders in the layout of the challenge."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,22 @@ class VocPictures:
 
 
 def open_voc(path: Path, root: Path | None) -> VocPictures:
-    """The files of a folder, or one file."""
-    files = tuple(sorted(path.glob("*.xml"))) if path.is_dir() else (path,)
+    """The files of a folder, or of `Annotations` in it, or one file."""
+    files = tuple(sorted(_files(path))) if path.is_dir() else (path,)
     if not files:
         raise ValueError(f"{path} holds no .xml file")
     folder = files[0].parent
     beside = folder.parent / _PICTURES
     return VocPictures(files, root or (beside if beside.is_dir() else folder))
+
+
+def is_voc(folder: Path) -> bool:
+    """Whether a folder, or `Annotations` in it, holds xml files."""
+    return bool(_files(folder))
+
+
+def _files(folder: Path) -> list[Path]:
+    return list(folder.glob("*.xml")) or list((folder / _ANNOTATIONS).glob("*.xml"))
 
 
 class _WithoutDocumentType(ElementTree.TreeBuilder):
