@@ -20,21 +20,27 @@ from internvl2.train.recipe import Freeze, Lora, Recipe
 FIXED = (
     ("model",),
     ("data",),
+    ("synthetic",),
     ("packing",),
     ("packs_per_step",),
     ("max_tiles",),
     ("seed",),
     ("from_scratch",),
     ("quantize",),
+    ("guard", "top_k"),
     ("optimizer", "name"),
     ("optimizer", "moments"),
     *(("freeze", f.name) for f in fields(Freeze)),
     *(("lora", f.name) for f in fields(Lora)),
 )
-"""What decides weights at the start, the order of samples, what is trained and the kind of the
-optimizer's state; a resumed run must not change it."""
+"""What decides weights at the start, the order of samples, what is trained, the kind of the
+optimizer's state and what the guard keeps; a resumed run must not change it."""
 ENDS = ("config.json", "adapter_config.json")
 """Files that make a folder a model or an adapter."""
+
+
+SCRATCH = ".best."
+"""How folders begin in which a best model is written."""
 
 
 class RunFolder:
@@ -63,13 +69,14 @@ class RunFolder:
         elif not written.exists() and self.path.exists() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and no run; give another --output")
         self.path.mkdir(parents=True, exist_ok=True)
+        self._tidy()
         self.recipe.write(written)
 
     def save_best(
         self, weights: Mapping[str, Tensor], processor: Processor, base: Base | None
     ) -> None:
         """Puts a model, or adapters of `base`, in the place of the best one."""
-        with tempfile.TemporaryDirectory(prefix=".best.", dir=self.path) as scratch:
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=self.path) as scratch:
             fresh = Path(scratch) / "best"
             self._save(weights, processor, base, fresh)
             if self.best.exists():
@@ -101,6 +108,14 @@ class RunFolder:
         assert base is not None
         parts = Parts(**adapter_settings(self.recipe.lora))
         write_adapter(weights, processor.config, parts, base, folder)
+
+    def _tidy(self) -> None:
+        """Removes what a killed run was about to put in the place of its best model."""
+        for scratch in self.path.glob(f"{SCRATCH}*"):
+            before = scratch / "old"
+            if before.exists() and not self.best.exists():
+                before.rename(self.best)
+            shutil.rmtree(scratch)
 
     def _check(self, begun: Recipe) -> None:
         ours, theirs = json.loads(_text(self.recipe)), json.loads(_text(begun))
