@@ -7,6 +7,7 @@ Not published in readable form, and so taken from the base model, are the rotary
 """
 
 import difflib
+import re
 from dataclasses import dataclass, replace
 
 from internvl2.config import DecoderConfig, DecoderKind, InternVLConfig, RotaryConfig, VisionConfig
@@ -63,6 +64,15 @@ def find(name: str) -> Member:
     raise ValueError(f"unknown model {name!r}{hint} (known: {', '.join(MEMBERS)})")
 
 
+def find_stage(repository: str) -> Member:
+    """The member of which a hub id or folder holds any stage, in any layout.
+
+    `InternVL3-8B-Instruct-hf` and `~/models/InternVL3-8B` have the shape of InternVL3-8B.
+    """
+    stage = repository.rstrip("/").rsplit("/", 1)[-1]
+    return find(_STAGES.sub("", stage))
+
+
 def parameters(config: InternVLConfig) -> Parameters:
     """Parameters of each part, by formula, without building anything."""
     vision, decoder = config.vision, config.decoder
@@ -81,6 +91,7 @@ def parameters(config: InternVLConfig) -> Parameters:
     return Parameters(tower, projector, language)
 
 
+_STAGES = re.compile(r"(-(hf|instruct|pretrained|mpo))+$", re.IGNORECASE)
 _VISION = {
     "InternViT-300M": VisionConfig(1024, 24, 16, 4096),
     "InternViT-6B": VisionConfig(

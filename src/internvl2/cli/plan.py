@@ -69,7 +69,8 @@ class PlanTraining:
         from internvl2.train.planning.plan import make_plan
 
         options = self.options
-        machine = given(options.plan_device, options.plan_memory, options.plan_gpus)
+        asked = (options.plan_device, options.plan_memory, options.plan_gpus)
+        machine = given(*asked, self.settings.device)
         plan = make_plan(self.settings, machine)
         print(json.dumps(self._record(plan)) if options.json else self._table(plan))
         return int(plan.pick is None)

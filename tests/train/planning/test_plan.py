@@ -172,6 +172,36 @@ def test_a_card_without_bf16_trains_in_fp32(recipe: Recipe):
     assert plan.given.memory.weights == 4 * count_of_all
 
 
+def test_strategies_take_of_a_recipe_what_goes_with_them(recipe: Recipe):
+    found = strategies(replace(recipe, layout="hf", feature_cache="features"))
+    assert [(s.recipe.layout, s.recipe.feature_cache) for s in found] == [
+        ("hf", None),
+        ("hf", "features"),
+        ("hf", "features"),
+        ("opengvlab", "features"),
+        ("opengvlab", "features"),
+    ]
+
+
+def test_quantised_weights_may_be_divided_and_one_gpu_leaves_the_recipe_as_it_is():
+    adapted = Strategy("it", replace(Recipe.read("76b-lora"), quantize="nf4"))
+    assert {variant.shard for variant in adapted.variants(8)} == {False, True}
+    assert {variant.shard for variant in adapted.variants(1)} == {True}
+
+
+@pytest.mark.parametrize(
+    "name", ["OpenGVLab/InternVL2-1B", "OpenGVLab/InternVL2-1B-hf", "a/InternVL2-1B-Instruct"]
+)
+def test_every_stage_and_layout_of_a_release_has_its_shape(name: str):
+    assert shape_of(name) == find("internvl2-1b").config
+
+
+def test_the_device_of_the_recipe_is_planned_for():
+    assert given(None, None, None, "cpu").kind == "cpu"
+    with pytest.raises(ValueError, match="unknown device 'toaster'"):
+        given(None, None, None, "toaster")
+
+
 def test_a_full_pack_has_no_more_tiles_than_its_tokens_hold():
     recipe = replace(Recipe.read("1b"), packing=Packing(tokens=2048, tiles=30))
     assert Pack.fullest(recipe, shape_of("internvl2-1b")) == Pack(2048, 8, 256)

@@ -10,15 +10,13 @@ from internvl2.train.migrate.verdicts import Setting, Verdict, missing, translat
 REVISION = "name a folder with that revision as `model`"
 WAYS = ("finetuning_type", "tuner_type", "train_type", "sft_type")
 """Flags that say full or lora."""
-_STAGES = re.compile(r"(-(hf|instruct|pretrained|mpo))+$", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def member(name: str) -> family.Member | None:
     """The released model of that hub id or folder, in whatever stage and layout."""
-    last = name.rstrip("/").rsplit("/", 1)[-1]
     try:
-        return family.find(_STAGES.sub("", last))
+        return family.find_stage(name)
     except ValueError:
         return None
 

@@ -108,14 +108,16 @@ def here(device: "torch.device") -> Machine:
     return Machine(name, kind_of_device, memory, speeds, bf16, module.device_count())
 
 
-def given(name: str | None, memory: float | None, count: int | None) -> Machine:
-    """What somebody asks for; the rest as it is here, or as the named kind has it."""
+def given(
+    name: str | None, memory: float | None, count: int | None, device: str | None = None
+) -> Machine:
+    """What somebody asks for; the rest as the named kind has it, or as `device` of this machine."""
     if memory is not None and memory <= CONTEXT:
         raise ValueError(f"--plan-memory is {memory}; it must be above {CONTEXT} GiB")
     if count is not None and count < 1:
         raise ValueError(f"--plan-gpus is {count}; it must be at least 1")
     if name is None and memory is None:
-        machine = here(devices.pick())
+        machine = here(devices.pick(device))
     elif name is None or (memory is not None and _find(name) is None):
         machine = Machine(name or f"a GPU of {memory:g} GiB", "cuda", 0)
     else:

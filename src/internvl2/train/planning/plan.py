@@ -62,7 +62,7 @@ class Plan:
 
 
 def shape_of(model: str) -> InternVLConfig:
-    """The shape of a recipe's model: of its directory, or of the release of that name.
+    """The shape of a recipe's model: of its directory, or of the release of that name and stage.
 
     Nothing is downloaded.
     """
@@ -70,7 +70,7 @@ def shape_of(model: str) -> InternVLConfig:
         return read_config(resolve(model))
     if Path(model).exists() or model.startswith((".", "/", "~")):
         raise FileNotFoundError(f"there is no directory {model} with a checkpoint")
-    return family.find(model).config
+    return family.find_stage(model).config
 
 
 def make_plan(recipe: Recipe, machine: Machine) -> Plan:

@@ -23,7 +23,7 @@ class Strategy:
         """All ways to train that: moments, recomputation, division."""
         recipe = self.recipe
         vision = SHARES if _trains_vision(recipe) else (recipe.recompute.vision,)
-        divided = (False, True) if processes > 1 and recipe.quantize is None else (False,)
+        divided = (False, True) if processes > 1 else (recipe.shard,)
         for seen, read, moments, shard in product(vision, SHARES, ("fp32", "8bit"), divided):
             yield replace(
                 recipe,
@@ -36,16 +36,18 @@ class Strategy:
 def strategies(recipe: Recipe) -> list[Strategy]:
     """From the most that can be trained to the least; the recipe's own first where it is another.
 
-    None keeps features of pictures, which change nothing of the first pass through the data.
+    Each takes of the recipe what goes with it: features of pictures are kept where the vision tower
+    is frozen, and adapters have one layout.
     """
-    recipe = replace(recipe, feature_cache=None)
     plain = replace(recipe, lora=Lora(), quantize=None)
     lora = recipe.lora if recipe.lora.is_used else Lora(decoder_rank=RANK)
     frozen = recipe.freeze if recipe.lora.is_used else Freeze(vision=True, projector=True)
-    adapted = replace(recipe, lora=lora, freeze=frozen, quantize=None, from_scratch=False)
+    adapted = replace(
+        recipe, lora=lora, freeze=frozen, quantize=None, from_scratch=False, layout="opengvlab"
+    )
     rank = max(lora.decoder_rank, lora.vision_rank)
     found = [
-        Strategy("everything", replace(plain, freeze=Freeze(vision=False))),
+        Strategy("everything", replace(plain, freeze=Freeze(vision=False), feature_cache=None)),
         Strategy("vision frozen", replace(plain, freeze=Freeze())),
         Strategy("decoder alone", replace(plain, freeze=Freeze(projector=True))),
         Strategy(f"LoRA r{rank}", adapted),
