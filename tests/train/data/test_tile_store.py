@@ -1,6 +1,7 @@
 """Features of tiles on disk are whole or missing, whoever writes them and however it ends."""
 
 import os
+import shutil
 import time
 
 import numpy as np
@@ -56,6 +57,13 @@ def test_what_a_killed_process_left_is_never_read_and_goes_after_an_hour(store):
     store.open()
     assert [file.name for file in (store.folder / PARTIAL).iterdir()] == ["fresh"]
     assert store.count() == 0
+
+
+def test_a_folder_that_was_deleted_is_made_again(store):
+    shutil.rmtree(store.folder)
+    assert kept(store) is None
+    store.write(KEY, values())
+    assert kept(store) == values().tolist()
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(store, monkeypatch):

@@ -58,15 +58,16 @@ class TileStore:
         return True
 
     def write(self, key: bytes, values: UInt8[np.ndarray, " bytes"]) -> None:
-        """Keep something under a key."""
+        """Keep something under a key; a folder that was deleted meanwhile is made again."""
         if len(values) != self.entry_bytes:
             raise ValueError(f"{len(values)} bytes to keep of a tile, not {self.entry_bytes}")
         path, partial = self._path(key), self.folder / PARTIAL / uuid.uuid4().hex
         try:
+            for folder in (partial.parent, path.parent):
+                folder.mkdir(parents=True, exist_ok=True)
             with partial.open("xb") as file:
                 file.write(values.data)
                 file.write(_checksum(values))
-            path.parent.mkdir(exist_ok=True)
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
