@@ -111,6 +111,8 @@ class Nf4Linear(nn.Module):
     @property
     def weight(self) -> Float[Tensor, "outputs inputs"]:
         """The weight in the type to compute in, dequantised anew."""
+        if self.codes.is_meta:  # where arithmetic makes PyTorch import its compiler: two seconds
+            return self.codes.new_empty(self._shape, dtype=self.dtype)
         return dequantize_nf4(Nf4(*self._tensors()), self._shape, self.dtype)
 
     def store(self, weight: Float[Tensor, "outputs inputs"]) -> None:
