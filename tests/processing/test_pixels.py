@@ -72,6 +72,13 @@ def test_exif_orientation_is_applied(orientation):
     assert opened.getpixel((x, y)) == (255, 255, 255)
 
 
+def test_an_opened_picture_is_not_turned_again():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    once = open_picture(encoded(Image.new("RGB", (30, 20)), "JPEG", exif=exif))
+    assert open_picture(once).size == once.size == (20, 30)
+
+
 def test_a_tiff_is_turned_once():
     exif = Image.Exif()
     exif[0x0112] = 6

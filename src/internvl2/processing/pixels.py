@@ -278,7 +278,11 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
     transpose = _TRANSPOSE.get(orientation)
-    return image if transpose is None else image.transpose(transpose)
+    if transpose is None:
+        return image
+    turned = image.transpose(transpose)
+    turned.info.clear()  # EXIF or XMP would have it turned once more
+    return turned
 
 
 def _orientation(image: Image.Image) -> int:
