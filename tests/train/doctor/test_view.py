@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, Vision
 from internvl2.processing.conversation import Message, Picture
 from internvl2.processing.processor import EncodeOptions, Processor
 from internvl2.train.doctor.examination import Examination
-from internvl2.train.doctor.findings import marked_boxes
+from internvl2.train.doctor.findings import marked_boxes, text_findings
 from internvl2.train.doctor.page import page
 from internvl2.train.doctor.sets import open_sets
 from internvl2.train.doctor.view import GREEN, Stretch, lines_of, stretches
@@ -68,6 +69,15 @@ def test_long_texts_lose_their_middle_where_people_read_them():
     (line,) = lines_of([Stretch("learned", "a" * 5000 + "z" * 5000)], colour=False)
     assert "9,000 characters" in line
     assert line.endswith("zz+}")
+
+
+@pytest.mark.parametrize("tag", ["<box>[", "<ref>", "<box>[<"])
+def test_tags_that_never_close_take_no_time(tag: str):
+    message = Message.assistant(tag * 20_000)
+    began = time.perf_counter()
+    list(marked_boxes(message.text))
+    list(text_findings([Message.user("?"), message], re.compile("a^")))
+    assert time.perf_counter() - began < 2
 
 
 def test_boxes_know_their_label_and_picture():

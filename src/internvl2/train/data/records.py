@@ -25,8 +25,8 @@ FORMS = (
 )
 SCALE = 1000
 """Boxes are in thousandths of a picture's sides."""
-BOX = re.compile(r"<box>\s*(\[.*?\])\s*</box>", re.DOTALL)
-"""A list of boxes, or one box, in a text."""
+BOX = re.compile(r"<box>\s*(\[[^<]*(?:<(?!/?box>)[^<]*)*\])\s*</box>")
+"""A list of boxes, or one box, in a text; looks at each character once, for texts may be long."""
 
 _URL = re.compile(r"(https?://|data:)", re.IGNORECASE)
 _UNREAD = ("audio", "audios", "tools")

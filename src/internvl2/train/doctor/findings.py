@@ -58,8 +58,10 @@ WARNINGS: dict[Kind, str] = {
 REPEATED: tuple[Kind, ...] = ("duplicate", "also trained on")
 """What is found out by comparing samples."""
 
-_ANY_BOX = re.compile(r"<box>(.*?)</box>", re.DOTALL)
-_LABELLED = re.compile(r"<ref>(.*?)</ref>|<box>(.*?)</box>|\bImage-(\d+)\b", re.DOTALL)
+_ANY_BOX = re.compile(r"<box>([^<]*(?:<(?!/?box>)[^<]*)*)</box>")
+_LABELLED = re.compile(
+    rf"<ref>([^<]*(?:<(?!/?ref>)[^<]*)*)</ref>|{_ANY_BOX.pattern}|\bImage-(\d{{1,9}})\b"
+)
 _LONE_REF = re.compile(r"<ref>[^<]*</ref>(?!\s*<(?:box|quad)>)")
 _PLACEHOLDERS = ("<image>", "<video>")
 
