@@ -30,6 +30,10 @@ SIDE, SIDE_OF_SEVERAL, SMALLEST_SIDE = 420, 164, 96
 LONGEST_WORDS = 6000
 """Characters of a stretch."""
 QUALITY = 82
+FEW_BOXES = 6
+"""Beside more of them a name must not cover its neighbours."""
+NARROWEST = 80
+"""Thousandths of the picture's width, of such a name."""
 LABELS = COLOURS[1:]
 """Of boxes; the first is red, which means that something is wrong."""
 
@@ -235,7 +239,8 @@ def _figure(medium: _Medium) -> str:
     data = base64.b64encode(file.getvalue()).decode("ascii")
     width, height = medium.image.size
     overlay = "".join([*_grid(medium), *map(_rectangle, medium.boxes)])
-    names = "".join(map(_name, medium.boxes))
+    crowded = len(medium.boxes) > FEW_BOXES
+    names = "".join(_name(box, crowded) for box in medium.boxes)
     return (
         f'<figure><div class="picture" style="width:{width}px;aspect-ratio:{width}/{height}">'
         f'<img alt="" src="data:image/jpeg;base64,{data}"/>'
@@ -271,19 +276,25 @@ def _rectangle(box: _Box) -> str:
     )
 
 
-def _name(box: _Box) -> str:
-    """A box's label, above it or, where there is no room, in it."""
-    left, top, _, _ = _inside(box.marked)
+def _name(box: _Box, crowded: bool) -> str:
+    """A box's label, above it or, where there is no room, in it; beside many, no wider than it."""
+    left, top, right, _ = _inside(box.marked)
     numbers = ", ".join(f"{value:g}" for value in box.marked.corners)
     label = box.marked.label if box.marked.is_meant else f"{box.marked.label} [{numbers}]".strip()
     if not label:
         return ""
     colour = box.colour if box.marked.is_meant else "#d40000"
     lifted = ";transform:translateY(-100%)" if top > SCALE * 0.08 else ""
-    # A label near the right side would be cut off, so it ends there.
-    side = f"left:{left / 10:.1f}%" if left < SCALE * 0.6 else "right:0"
-    style = f"{side};top:{top / 10:.1f}%;background:{colour}{lifted}"
-    return f'<span class="name" style="{style}">{_text(label)}</span>'
+    # A name near the right side would be cut off, so it ends where its box does.
+    side, room = ("left", SCALE - left) if left < SCALE * 0.6 else ("right", right)
+    room = min(room, max(right - left, NARROWEST)) if crowded else room
+    at = left if side == "left" else SCALE - right
+    style = f"{side}:{at / 10:.1f}%;max-width:{room / 10:.1f}%;top:{top / 10:.1f}%"
+    text = _text(label)
+    return (
+        f'<span class="name{" small" * crowded}" dir="auto" title="{text}" '
+        f'style="{style};background:{colour}{lifted}">{text}</span>'
+    )
 
 
 def _inside(box: MarkedBox) -> tuple[float, float, float, float]:
