@@ -14,6 +14,12 @@ from internvl2.train.planning.plan import make_plan
 from internvl2.train.planning.strategies import trains_the_same
 
 CARD = ("--plan-device", "h100")
+MORE_MISTAKES = [
+    (["--plan", "--plan-gpus", "0"], "--plan-gpus is 0; it must be at least 1"),
+    (["--plan", "--plan-memory", "0.5"], "--plan-memory is 0.5; it must be above 0.75 GiB"),
+    (["--plan", "--model", "internvl2-9b"], "unknown model 'internvl2-9b'"),
+    (["--plan", "--model", "./none"], "there is no directory ./none"),
+]
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -49,12 +55,14 @@ def test_the_command_trains_what_was_picked(capsys: pytest.CaptureFixture[str]):
     assert whole / 2**30 == pytest.approx(picked["gib"]["total"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_several_gpus_are_started_with_torchrun(capsys: pytest.CaptureFixture[str]):
     out = planned(capsys, "nano", "--plan", *CARD, "--plan-gpus", "8")
     assert out.splitlines()[0] == "nano on 8 x h100, 78.5 GiB free"
     assert "\ntorchrun --nproc-per-node 8 -m internvl2 train nano" in out
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_the_least_need_is_told(capsys: pytest.CaptureFixture[str]):
     assert main(["train", "nano", "--plan", "--plan-memory", "1"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
@@ -65,11 +73,8 @@ def test_where_nothing_fits_the_least_need_is_told(capsys: pytest.CaptureFixture
     ("arguments", "complaint"),
     [
         (["--plan-gpus", "2"], "--plan-gpus is given without --plan"),
-        (["--plan", "--plan-gpus", "0"], "--plan-gpus is 0; it must be at least 1"),
-        (["--plan", "--plan-memory", "0.5"], "--plan-memory is 0.5; it must be above 0.75 GiB"),
         (["--plan", "--plan-device", "h101"], "unknown device 'h101'; known: b200, h200"),
-        (["--plan", "--model", "internvl2-9b"], "unknown model 'internvl2-9b'"),
-        (["--plan", "--model", "./none"], "there is no directory ./none"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_MISTAKES),
     ],
 )
 def test_a_wrong_question_is_answered_with_one_line(
@@ -85,6 +90,7 @@ def test_options_that_are_about_planning_are_no_part_of_the_command():
     assert changing_the_recipe(given) == ["--data", "x", "--seed=1"]
 
 
+@pytest.mark.slow
 def test_a_plan_for_this_machine_needs_nothing_but_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

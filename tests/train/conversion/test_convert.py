@@ -92,7 +92,9 @@ def normal(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     )
 
 
-@pytest.mark.parametrize("first", FORMS)
+@pytest.mark.parametrize(
+    "first", ["official", *(pytest.param(f, marks=pytest.mark.slow) for f in FORMS[1:])]
+)
 def test_a_set_says_the_same_in_every_form(folder: Path, first: FormName):
     if first == "parquet":
         pytest.importorskip("pyarrow")
@@ -277,6 +279,7 @@ def test_fields_that_are_not_carried_over_are_counted(folder: Path):
     )
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_set(folder: Path):
     record = json.dumps(official("Hello " * 3000))
     (folder / "set.jsonl").write_text(f"{record}\n" * 250)

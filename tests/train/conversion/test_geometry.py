@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -27,6 +27,7 @@ def corners(width: float, height: float) -> st.SearchStrategy[tuple[float, ...]]
     return both.map(lambda sides: tuple(side[end] for end in (0, 1) for side in sides))
 
 
+@settings(max_examples=20)
 @given(corners(640, 427))
 def test_pixels_are_rounded_as_the_official_data_are(box: tuple[float, ...]):
     sides = (640, 427) * 2
@@ -34,6 +35,7 @@ def test_pixels_are_rounded_as_the_official_data_are(box: tuple[float, ...]):
     assert Frame(640, 427).scale(box).corners == wanted
 
 
+@settings(max_examples=20)
 @given(corners(1, 1), st.integers(1, 4000), st.integers(1, 4000))
 def test_shares_and_pixels_of_one_box_are_the_same_thousandths(box, width: int, height: int):
     pixels = [value * side for value, side in zip(box, (width, height) * 2, strict=True)]
@@ -41,6 +43,7 @@ def test_shares_and_pixels_of_one_box_are_the_same_thousandths(box, width: int, 
     assert all(abs(a - b) <= 1 for a, b in zip(*both, strict=True))
 
 
+@settings(max_examples=20)
 @given(corners(*SIZE), st.integers(1, 8))
 def test_a_turned_box_is_ordered_and_inside_and_turns_back(box, orientation: int):
     frame = Frame(*SIZE, orientation)
@@ -100,6 +103,7 @@ def test_a_flip_keeps_the_size_so_that_the_usual_way_counts(tmp_path: Path):
     assert annotated_frame(path, SIZE, "shown", "stored").orientation == 1
 
 
+@settings(max_examples=20)
 @given(corners(100, 100), st.floats(-1, 1))
 def test_less_than_a_pixel_outside_is_cut_off(box, by: float):
     moved = tuple(value + by for value in box)
@@ -122,6 +126,7 @@ boxes = st.lists(st.lists(number, min_size=4, max_size=4), min_size=1, max_size=
 words = st.text("ab [],.12\n", max_size=12)
 
 
+@settings(max_examples=20)
 @given(boxes, words, words, st.booleans())
 def test_boxes_in_texts_are_found_and_written_back(rows, before: str, after: str, spaced: bool):
     listed = str(rows) if spaced else str(rows).replace(" ", "")
@@ -134,6 +139,7 @@ def test_boxes_in_texts_are_found_and_written_back(rows, before: str, after: str
     assert message[0].text == f"{before}<ref>a</ref><box>{rounded}</box>{after}"
 
 
+@settings(max_examples=20)
 @given(boxes)
 def test_lists_without_tags_are_counted_and_found_if_asked_for(rows):
     text = f"At {rows}, and {rows[0]}; not [1, 2, 3] nor [1, 2, 3, 4, 5]."

@@ -7,7 +7,7 @@ is from an earlier run of the benchmark.
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -67,6 +67,15 @@ CASES = (
 )
 
 
+def cases(*measured: Case) -> list[Any]:
+    """Those of the smallest model always, the others with the slow tests."""
+    slow = pytest.mark.slow
+    return [
+        pytest.param(case, id=str(case), marks=() if case.member == "1b" else slow)
+        for case in measured
+    ]
+
+
 @cache
 def sizes_of(member: str, trained: str) -> Sizes:
     """Of the packaged recipe with all trained, or all but the vision tower."""
@@ -75,12 +84,12 @@ def sizes_of(member: str, trained: str) -> Sizes:
     return count(model, recipe.optimizer)[recipe.optimizer.moments]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", cases(*CASES))
 def test_measured_peaks_are_predicted_within_5_percent(case: Case):
     assert case.step.peak.total / GIB == pytest.approx(case.gib, rel=0.05)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.tokens_per_second], ids=str)
+@pytest.mark.parametrize("case", cases(*(c for c in CASES if c.tokens_per_second)))
 def test_measured_speeds_are_predicted_within_10_percent(case: Case):
     predicted = tokens_per_second(case.step, REFERENCE)
     assert predicted == pytest.approx(case.tokens_per_second, rel=0.1)
