@@ -42,7 +42,7 @@ def recipe(data, tmp_path) -> Recipe:
         output=str(tmp_path / "run"),
         data=(DataSource(texts(tmp_path / "train.jsonl", [f"word {n}" for n in range(12)])),),
         optimizer=Optimizer(learning_rate=1e-2),
-        schedule=Schedule("constant", 0.0, max_steps=4),
+        schedule=Schedule("constant", 0.0, max_steps=2),
         packing=Packing(tokens=64, tiles=1, window=4),
         guard=Guard((DataSource(texts(tmp_path / "probe.jsonl", ["yes", "no", "well"])),), every=2),
         packs_per_step=1,
@@ -103,6 +103,7 @@ def test_a_run_that_moves_too_far_ends_with_a_whole_model(recipe):
     assert record.scores["guard.kl"] > 1e-4
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_its_score_gets_no_better_also_when_it_was_stopped_between(recipe):
     patient = Validation(questions="asked.jsonl", every=1, stop_metric="exact_match", stop_after=3)
     recipe = replace(recipe, validation=patient, guard=Guard(), schedule=Schedule(max_steps=9))
@@ -120,6 +121,7 @@ def test_a_run_ends_when_its_score_gets_no_better_also_when_it_was_stopped_betwe
     assert not torch.equal(best.decoder.head.weight, last.decoder.head.weight)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_where_it_ends_early_trains_no_further(recipe):
     limited = replace(recipe, guard=replace(recipe.guard, max_kl=1e-4))
 

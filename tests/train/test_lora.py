@@ -179,11 +179,13 @@ def test_inputs_are_left_out_by_chance_in_the_same_way_when_layers_run_again(rec
     assert not torch.equal(gradients[1], gradients[2])
 
 
+@pytest.mark.slow
 def test_adapters_learn_beside_matrices_in_four_bits(recipe):
     found = train(replace(recipe, quantize="nf4", dtype="bfloat16"))
     assert found[-1] < 0.5 * found[0]
 
 
+@pytest.mark.slow
 def test_text_alone_changes_no_adapters_of_the_tower_and_the_run_says_so(recipe, caplog):
     frozen = Freeze(projector=True, decoder=True)
     recipe = replace(recipe, lora=Lora(vision_rank=4), freeze=frozen, quantize="nf4")
@@ -235,6 +237,7 @@ def test_what_adapters_are_is_fixed_when_a_run_goes_on(recipe):
             train(replace(recipe, **{name: other}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("1b-lora", 8798208), ("8b-lora", 41943040)])
 def test_adapters_of_released_sizes_are_counted(name, count):
     """Of 8B: 37,748,736 of the official code, and 131,072 a layer for q, k, v by themselves."""
