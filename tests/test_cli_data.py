@@ -111,6 +111,38 @@ def test_a_check_takes_the_options_of_a_recipe(
     assert checked(["--data", "gone.jsonl"], capsys)[0] == 1
 
 
+def test_questions_and_the_guard_are_looked_at_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    asked = [
+        {"question": "What?", "answer": "a word"},
+        {"question": "Who?", "answer": "<box>[[9, 9, 1, 1]]</box>"},
+        {"question": "Where?", "answer": "there", "image": "gone.png"},
+    ]
+    Path("asked.jsonl").write_text("\n".join(map(json.dumps, asked)), "utf-8")
+    others = ["--validation.questions", "asked.jsonl", "--guard.data", "gone.jsonl", "--json"]
+    code, out = checked(others, capsys)
+    _, questions, guard = json.loads(out)["sets"]
+    assert code == 1
+    found = {each["kind"]: each["first"] for each in questions["found"]}
+    assert found["unreadable media"][0]["where"] == "asked.jsonl:3"
+    assert found["also trained on"][0]["where"] == "asked.jsonl:1"
+    assert len(found) == 2
+    assert (questions["usable"], guard["use"]) == (2, "guard")
+    assert "absent" in guard["closed"]
+
+
+def test_questions_that_cannot_be_read_are_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    Path("asked.jsonl").write_text('{"question": "What?"}\n')
+    code, out = checked(["--validation.questions", "asked.jsonl"], capsys)
+    assert code == 1
+    assert "cannot be opened: asked.jsonl:1: the record has no right answer" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ from internvl2.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from internvl2.processing.processor import Processor
+    from internvl2.train.data.formats import Record
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def check(name: str, recipe: Recipe, options: CheckOptions) -> int:
     if options.preview is not None and not options.preview.absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {options.preview.absolute().parent}")
     processor = _processor(recipe.model)
-    sets = open_sets(recipe, processor.template.name, options.limit)
+    sets = open_sets(recipe, processor.template.name, options.limit, _questions)
     examination = Examination(recipe, processor, sets)
     with console.progress(examination.samples, "looking", unit="sample") as bar:
         examination.run(min(recipe.workers, os.cpu_count() or 1), bar.update)
@@ -118,6 +119,32 @@ def check(name: str, recipe: Recipe, options: CheckOptions) -> int:
     if report.is_partial and not report.has_faults:
         raise KeyboardInterrupt  # the exit code of what was interrupted
     return int(report.has_faults)
+
+
+def _questions(recipe: Recipe) -> "tuple[Record, ...]":
+    """What a run would ask while it validates, as it asks it, with the first right answer."""
+    from internvl2.eval.questions import read_questions
+    from internvl2.processing.conversation import Message, Picture
+    from internvl2.train.data.formats import Record
+
+    def budgeted(message: Message) -> Message:
+        parts = (
+            replace(part, max_tiles=part.max_tiles or recipe.max_tiles)
+            if isinstance(part, Picture)
+            else part
+            for part in message.content
+        )
+        return replace(message, content=tuple(parts))
+
+    path = recipe.validation.questions
+    assert path is not None
+    return tuple(
+        Record(
+            (*map(budgeted, asked.messages), Message.assistant(asked.answers[0])),
+            f"{path}:{asked.line}",
+        )
+        for asked in read_questions(path, recipe.validation.metrics)
+    )
 
 
 def _processor(model: str) -> "Processor":

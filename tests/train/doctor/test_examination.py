@@ -227,7 +227,7 @@ def test_a_set_that_cannot_be_opened_does_not_hide_the_others(write: Write, proc
 
 def test_a_limit_holds_for_each_set(write: Write, processor: Processor):
     path = write(*(record(str(number)) for number in range(5)))
-    recipe = recipe_of(path, synthetic=(Synthetic(("arithmetic",), samples=10**9),))
+    recipe = recipe_of(path, synthetic=(Synthetic(("arithmetic",), samples=10**9, pictures=False),))
     report = examined(recipe, processor, limit=2)
     assert [(one.stored, one.inspected) for one in report.sets] == [(5, 2), (10**9, 2)]
 

@@ -100,7 +100,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Record: ...
+    def __getitem__(self, index: int, /) -> Record: ...
 
 
 @runtime_checkable
@@ -126,7 +126,7 @@ class DataSet:
     reading: Reading
     options: SourceOptions
     checked: bool = True
-    """False gives records with boxes and turns that nobody should learn, for whoever counts them."""
+    """False gives records with boxes and turns that nobody should learn, for who counts them."""
 
     def __len__(self) -> int:
         return int(len(self.raw) * self.options.repeat)

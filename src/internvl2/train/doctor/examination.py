@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import accumulate
 from math import ceil
 
@@ -27,6 +28,8 @@ CHUNK = 16
 """Samples that a worker looks at at a time."""
 FEW = 64
 """So many samples are looked at sooner than processes start."""
+MEASURED = ("validation", "questions")
+"""Sets that say little of a model which has learned them."""
 PLANNED = 2000
 """So many samples are packed to estimate how many packs all fill, as a run does."""
 
@@ -112,7 +115,10 @@ class Examination:
     def _card(self, tally: Tally, number: int) -> Card:
         opened = open_sample(self.dataset, tally.start + number, self.controls)
         assert opened.prompt is not None, opened.findings
-        return Card(opened, stretches(opened.prompt, self.processor.tokenizer))
+        findings = tuple(filter(tally.concerns, opened.findings))
+        return Card(
+            replace(opened, findings=findings), stretches(opened.prompt, self.processor.tokenizer)
+        )
 
     def _inspected(self, workers: int) -> Iterator[Inspected]:
         """Every sample in its order, looked at ahead where there are processes for it."""
@@ -149,7 +155,7 @@ class Examination:
     ) -> None:
         tally, own = _place(ordered, ends, number)
         other, earlier = _place(ordered, ends, first)
-        crosses = tally.set.use == "validation" and other.set.use == "training"
+        crosses = tally.set.use in MEASURED and other.set.use == "training"
         kind = "also trained on" if crosses else "duplicate"
         if tally.notes_all(kind):
             tally.note(Finding(kind, ""), own, "")
@@ -166,7 +172,7 @@ class Examination:
             usable=sum(tally.usable),
             found=tally.found(),
             totals=tally.totals(),
-            epoch=self._packed([tally], 1.0),
+            epoch=None if tally.set.use == "questions" else self._packed([tally], 1.0),
             shown=tuple(self._shown(tally, number) for number in tally.spread_out(show)),
         )
 
@@ -194,7 +200,7 @@ class Examination:
         packs = len(plan_packs(sizes, limits, Costs.of(self.processor.config)))
         tokens = sum(size.tokens for size in sizes)
         return Packed(
-            samples=samples,
+            samples=round(len(sizes) * samples / planned),
             tokens=round(tokens * samples / planned),
             packs=ceil(packs * samples / planned),
             filled=tokens / (packs * packing.tokens),

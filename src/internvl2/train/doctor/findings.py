@@ -55,6 +55,18 @@ WARNINGS: dict[Kind, str] = {
 }
 """They may be meant."""
 
+OF_LEARNING: tuple[Kind, ...] = (
+    "turns",
+    "no answer",
+    "empty answer",
+    "box",
+    "reversed box",
+    "too long",
+    "too many tiles",
+    "flat box",
+    "ref without box",
+)
+"""What keeps nobody from asking a question and scoring the answer."""
 REPEATED: tuple[Kind, ...] = ("duplicate", "also trained on")
 """What is found out by comparing samples."""
 

@@ -61,11 +61,6 @@ class Inspected:
     digest: int = 0
     """64 bits that equal samples share: the same tokens over the same pixels; 0 where unknown."""
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether a run may learn from it."""
-        return self.size is not None and not any(found.is_fault for found in self.findings)
-
 
 @dataclass(frozen=True)
 class Opened:

@@ -94,8 +94,7 @@ in questions, red ones are not as they should be.</p>
 
 
 def _section(one: SetReport, cards: Sequence[Card]) -> str:
-    use = "training" if one.use == "training" else "validation"
-    head = f'<h2>{_text(one.name)} <span class="badge">{use}</span></h2>'
+    head = f'<h2>{_text(one.name)} <span class="badge">{one.use}</span></h2>'
     if one.closed is not None:
         reason = f"cannot be opened: {one.closed}"
         return f'<section>{head}<p><span class="badge fault">{_text(reason)}</span></p></section>\n'

@@ -69,6 +69,7 @@ class Packed:
     """How samples fill packs."""
 
     samples: int
+    """Those that can be used."""
     tokens: int
     packs: int
     filled: float
@@ -159,7 +160,7 @@ def lines(report: Report, colour: bool) -> Iterator[str]:
 
 
 def _set_lines(one: SetReport, report: Report, colour: bool) -> Iterator[str]:
-    use = "" if one.use == "training" else " (validation)"
+    use = "" if one.use == "training" else f" ({one.use})"
     yield f"{one.name}{use}"
     if one.closed is not None:
         yield f"  fault    cannot be opened: {one.closed}"
@@ -167,21 +168,37 @@ def _set_lines(one: SetReport, report: Report, colour: bool) -> Iterator[str]:
     partly = "" if one.inspected == one.stored else f", {one.inspected:,} looked at"
     yield f"  samples  {one.stored:,}{partly}, {one.usable:,} usable"
     if one.totals is not None:
-        yield from _total_lines(one.totals)
+        yield from _total_lines(one)
     if one.epoch is not None:
         yield f"  epoch    {_packed(one.epoch, report.pack_tokens)}"
     for found in one.found:
         yield from _found_lines(found)
     for shown in one.shown:
-        yield f"  learned from {shown.where}: {_taken(shown)}"
+        yield f"  {_READ_AS[one.use]} {shown.where}: {_taken(shown)}"
         yield from (f"    {line}" for line in lines_of(shown.stretches, colour))
 
 
-def _total_lines(totals: Totals) -> Iterator[str]:
+_TARGETS: dict[Use, str] = {
+    "training": "learned",
+    "validation": "measured",
+    "guard": "compared",
+    "questions": "right answers",
+}
+_READ_AS: dict[Use, str] = {
+    "training": "learned from",
+    "validation": "measured on",
+    "guard": "compared on",
+    "questions": "asked by",
+}
+
+
+def _total_lines(one: SetReport) -> Iterator[str]:
+    assert one.totals is not None
+    totals = one.totals
     yield f"  tokens   {_spread(totals.tokens)}"
     yield f"  tiles    {_spread(totals.tiles)}"
     yield f"  visual   {totals.visual_share:.1%} of the tokens"
-    yield f"  labels   {totals.label_share:.1%} of the tokens are learned"
+    yield f"  labels   {totals.label_share:.1%} of the tokens are {_TARGETS[one.use]}"
 
 
 def _taken(shown: Shown) -> str:
@@ -200,7 +217,7 @@ def _found_lines(found: Found) -> Iterator[str]:
 def _run_lines(report: Report) -> Iterator[str]:
     if report.epoch is None:
         return
-    yield f"an epoch of all sets: {_packed(report.epoch, report.pack_tokens)}"
+    yield f"an epoch of all training sets: {_packed(report.epoch, report.pack_tokens)}"
     if report.steps is not None:
         packs = counted(report.packs_per_step, "pack")
         few = "; so few change little: lower --packs-per-step, or lengthen the schedule"

@@ -1,5 +1,6 @@
 """The data sets of a recipe, each opened by itself, with every record once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,7 +12,10 @@ from internvl2.train.recipe import DataSource, Recipe, Synthetic
 DRAWN = 100
 """So many samples of a drawn set are looked at: they are made by this package, and endless."""
 
-Use = Literal["training", "validation"]
+Use = Literal["training", "validation", "guard", "questions"]
+
+ReadQuestions = Callable[[Recipe], Source]
+"""Reads `validation.questions`, each with an answer that would be right."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +41,26 @@ class ClosedSet:
     reason: str
 
 
-def open_sets(recipe: Recipe, template: str, limit: int | None) -> list[OpenedSet | ClosedSet]:
-    """All sets that a recipe trains and validates on, at most the first `limit` of each."""
+def open_sets(
+    recipe: Recipe, template: str, limit: int | None, read_questions: ReadQuestions | None = None
+) -> list[OpenedSet | ClosedSet]:
+    """All sets that a recipe trains on and measures with, at most the first `limit` of each."""
     found: list[OpenedSet | ClosedSet] = []
     for source in recipe.data:
         found += _opened(source, "training", template, limit)
     for drawn in recipe.synthetic:
         found.append(_drawn(drawn, "training", limit))
-    for source in recipe.validation.data:
-        plain = replace(source, augment=False)
-        found += _opened(plain, "validation", template, limit)
-    for drawn in recipe.validation.synthetic:
-        found.append(_drawn(drawn, "validation", limit))
     if not found:
         raise ValueError(NO_DATA)
+    for source in recipe.validation.data:
+        found += _opened(replace(source, augment=False), "validation", template, limit)
+    for drawn in recipe.validation.synthetic:
+        found.append(_drawn(drawn, "validation", limit))
+    if recipe.validation.questions is not None:
+        assert read_questions is not None
+        found.append(_asked(recipe, recipe.validation.questions, limit, read_questions))
+    for source in recipe.guard.data:
+        found += _opened(replace(source, augment=False), "guard", template, limit)
     return found
 
 
@@ -81,6 +91,16 @@ def _drawn(drawn: Synthetic, use: Use, limit: int | None) -> OpenedSet | ClosedS
         return ClosedSet(name, use, one_line(error))
     few = replace(source, samples=min(source.samples, DRAWN if limit is None else limit))
     return OpenedSet(name, use, few, source.samples, source.samples)
+
+
+def _asked(
+    recipe: Recipe, path: str, limit: int | None, read: ReadQuestions
+) -> OpenedSet | ClosedSet:
+    try:
+        records = read(recipe)
+    except (ValueError, OSError) as error:
+        return ClosedSet(path, "questions", one_line(error))
+    return OpenedSet(path, "questions", _first(records, limit), len(records), len(records))
 
 
 def _once(source: Source) -> Source:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from internvl2.train.doctor.findings import FAULTS, REPEATED, WARNINGS, Finding, Kind
+from internvl2.train.doctor.findings import FAULTS, OF_LEARNING, REPEATED, WARNINGS, Finding, Kind
 from internvl2.train.doctor.inspection import Inspected
 from internvl2.train.doctor.report import FIRST, Found, Place, Spread, Totals
 from internvl2.train.doctor.sets import OpenedSet
@@ -44,7 +44,8 @@ class Tally:
         number = self.inspected
         kinds: dict[Kind, Finding] = {}
         for finding in sample.findings:
-            kinds.setdefault(finding.kind, finding)
+            if self.concerns(finding):
+                kinds.setdefault(finding.kind, finding)
         for finding in kinds.values():
             self.note(finding, number, sample.where)
         size = sample.size
@@ -52,8 +53,12 @@ class Tally:
         self.tiles.append(0 if size is None else size.tiles)
         self._learned += 0 if size is None else size.learned
         self._visual += 0 if size is None else size.visual
-        self.usable.append(sample.is_usable)
+        self.usable.append(size is not None and not any(f.is_fault for f in kinds.values()))
         self.digests.append(sample.digest)
+
+    def concerns(self, finding: Finding) -> bool:
+        """Whether it matters for what the set is used for."""
+        return self.set.use != "questions" or finding.kind not in OF_LEARNING
 
     def note(self, finding: Finding, number: int, where: str) -> None:
         """Something about a sample of the set, by its number in it."""
