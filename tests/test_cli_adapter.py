@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.lora_writing import Base, Parts, write_adapter
@@ -105,7 +106,7 @@ def test_info_describes_an_adapter_beside_its_base(run: Run, adapter: Path):
     assert about["name"] == str(MODEL)
     assert (about["adapter"]["rank"], about["adapter"]["alpha"]) == (2, 4)
     assert about["adapter"]["base"] == str(MODEL)
-    assert about["adapter"]["ranks"]["decoder.self_attn.q_proj"] == 2
+    assert about["adapter"]["ranks"]["decoder.self_attn.q_proj"] == [2]
     lines = run("info", MODEL, "--adapter", adapter).out
     assert "adapter         LoRA, rank 2, alpha 4" in lines
     assert f"base            {MODEL}" in lines
@@ -122,6 +123,17 @@ def test_info_describes_an_adapter_whose_base_is_not_here(run: Run, adapter: Pat
     assert "base            somebody/else" in done.out
 
 
+def test_info_tells_every_rank_that_a_matrix_has(run: Run, adapter: Path, tmp_path: Path):
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = next(name for name in tensors if name.endswith("1.self_attn.q_proj.lora_A.weight"))
+    tensors[name] = torch.zeros(5, tensors[name].shape[1])
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "somebody/else"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert "decoder.self_attn.q_proj 2/5" in run("info", tmp_path).out
+
+
 def test_the_adapter_of_another_model_is_one_line_that_names_all_three(run: Run, adapter: Path):
     done = run("chat", "--model", OTHER, "--adapter", adapter, QUESTION)
     assert done.code == 2
@@ -130,3 +142,15 @@ def test_the_adapter_of_another_model_is_one_line_that_names_all_three(run: Run,
         assert str(named) in done.err
     done = run("chat", "--model", MODEL, "--adapter", OTHER, QUESTION)
     assert (done.code, "it is not an adapter" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"{MODEL}/config.json", "is a file; give the directory that holds adapter_config.json"),
+        ("mine", "there is no directory mine; an adapter is a directory or a hub id OWNER/NAME"),
+    ],
+)
+def test_what_is_no_adapters_name_is_one_line(run: Run, name: str, message: str):
+    done = run("chat", "--model", MODEL, "--adapter", name, QUESTION)
+    assert (done.code, message in done.err, done.err.count("\n")) == (2, True, 1)

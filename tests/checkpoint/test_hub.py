@@ -210,3 +210,8 @@ def test_other_repositories_keep_their_names():
     assert hub_id("OpenGVLab/InternVL2-8B-MPO") == "OpenGVLab/InternVL2-8B-MPO"
     assert hub_id("me/my-tuned-internvl2") == "me/my-tuned-internvl2"
     assert hub_id("opengvlab/internvl2-8b") == "OpenGVLab/InternVL2-8B"
+
+
+def test_a_directory_has_no_revision(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"is no model on the hub, so there is no revision 'v2'"):
+        resolve(tmp_path, revision="v2")

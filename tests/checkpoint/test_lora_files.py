@@ -138,7 +138,7 @@ def test_a_base_of_other_shapes_is_refused_by_name(trained, tiny, tmp_path):
     tensors = load_file(made.adapter / "adapter_model.safetensors")
     save_file(tensors, made.adapter / "adapter_model.safetensors")  # as by another program
     with pytest.raises(
-        ValueError, match=r"base-qwen2; .*other is another: .*no place for .*k_proj"
+        ValueError, match=r"base-qwen2 and does not fit .*other: there is no place for .*k_proj"
     ):
         load_model(tmp_path / "other", adapter=made.adapter)
 
@@ -208,6 +208,43 @@ def test_what_adapter_config_asks_for_and_we_do_not_compute_is_an_error(values, 
         load_model(made.base, adapter=made.adapter)
 
 
+def test_a_key_of_a_later_peft_is_passed_over_with_a_warning(trained, caplog):
+    made = trained("qwen2")
+    change(made.adapter, use_later=True, later=None, megatron_core="megatron.core")
+    load_model(made.base, adapter=made.adapter)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the adapter {made.adapter} has the key 'use_later', which is passed over"
+    ]
+
+
+def test_a_base_that_only_shapes_can_tell_is_warned_of(trained, tmp_path, caplog):
+    made = trained("qwen2")
+    tensors = load_file(made.adapter / "adapter_model.safetensors")
+    save_file(tensors, made.adapter / "adapter_model.safetensors")  # as by another program
+    load_model(made.base, adapter=made.adapter)
+    assert not caplog.records
+    convert(made.base, tmp_path / "copy", "hf")
+    caplog.clear()
+    load_model(tmp_path / "copy", adapter=made.adapter)
+    ((message),) = [record.getMessage() for record in caplog.records]
+    assert message.endswith(
+        f"trained on {made.base}; whether {tmp_path / 'copy'} is that model, only shapes can tell"
+    )
+
+
+def test_an_adapted_head_may_bring_the_matrix_below_it(trained):
+    """As PEFT stores it, because a head may be the embedding."""
+    made = trained("qwen2")
+    tensors = load_file(made.adapter / "adapter_model.safetensors")
+    base = load_model(made.base).get_parameter("decoder.head.weight").detach()
+    down, up = torch.randn(4, base.shape[1]), torch.randn(base.shape[0], 4)
+    stem = "base_model.model.lm_head"
+    tensors |= {f"{stem}.base_layer.weight": base, f"{stem}.lora_A.weight": down}
+    save_file(tensors | {f"{stem}.lora_B.weight": up}, made.adapter / "adapter_model.safetensors")
+    head = load_model(made.base, adapter=made.adapter).get_parameter("decoder.head.weight")
+    assert torch.allclose(head, base + 2 * up @ down, atol=1e-5)
+
+
 STEM = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
 
 
@@ -218,7 +255,7 @@ STEM = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
         (
             None,
             {f"{STEM}.lora_C.weight": (4, 4)},
-            "has no place for .*lora_C",
+            "there is no place for .*lora_C",
         ),
         (None, {f"{STEM}.lora_A.mine.weight": (4, 4)}, "are for one place"),
         (

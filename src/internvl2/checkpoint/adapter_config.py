@@ -24,6 +24,18 @@ _OTHER_KINDS = (
     *("trainable_token_indices", "use_bdlora", "use_qalora"),
 )
 """Keys of PEFT's that change what is computed."""
+_READ = (
+    *("peft_type", "bias", "init_lora_weights", "r", "lora_alpha", "lora_dropout", "use_dora"),
+    *("use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "modules_to_save"),
+    *("base_model_name_or_path", "revision"),
+)
+_OF_TRAINING = (
+    *("auto_mapping", "peft_version", "task_type", "inference_mode", "exclude_modules"),
+    *("layers_to_transform", "layers_pattern", "megatron_config", "megatron_core", "loftq_config"),
+    *("eva_config", "corda_config", "lora_ga_config", "velora_config", "runtime_config"),
+    "qalora_group_size",
+)
+"""Keys of PEFT's that say how an adapter came about, which its tensors or other keys show too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,8 @@ class AdapterConfig:
     """The model that it was trained on: a directory, a hub id or a short name."""
     revision: str | None = None
     """The base's revision on the hub."""
+    passed_over: tuple[str, ...] = ()
+    """Keys that are not known here: those of a later PEFT may change nothing."""
 
     def rank_of(self, module: str) -> int:
         """The rank of one module's adapter."""
@@ -84,6 +98,7 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
         whole=_names(section, "modules_to_save"),
         base=_text(section, "base_model_name_or_path"),
         revision=_text(section, "revision"),
+        passed_over=_unknown(section),
     )
 
 
@@ -110,6 +125,12 @@ def write_adapter_config(config: AdapterConfig, directory: Path) -> None:
         "init_lora_weights": True,
     }
     write_json(directory / FILE, values)
+
+
+def _unknown(section: Section) -> tuple[str, ...]:
+    known = {*_READ, *_OF_TRAINING, *_OTHER_KINDS}
+    given = {key for key, value in section.values.items() if value not in (None, False, [], {})}
+    return tuple(sorted(given - known))
 
 
 def _first_match(patterns: Mapping[str, T], module: str, usual: T) -> T:

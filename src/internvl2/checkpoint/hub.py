@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 
-from internvl2.checkpoint.adapter_config import is_adapter_directory, read_adapter_config
+from internvl2.checkpoint.adapter_config import FILE, is_adapter_directory, read_adapter_config
 from internvl2.family import MEMBERS, find
 
 EMBEDDED = "nano"
@@ -50,10 +50,21 @@ def locate(
     """
     directory = resolve(model, revision=revision)
     if not is_adapter_directory(directory):
-        return Located(directory, None if adapter is None else resolve(adapter))
+        return Located(directory, None if adapter is None else _resolve_adapter(adapter))
     if adapter is not None:
         raise ValueError(f"{model} is an adapter itself; one model takes one adapter")
     return Located(_base_of(directory), directory)
+
+
+def _resolve_adapter(adapter: str | Path) -> Path:
+    """The directory of an adapter, which has no short name."""
+    if Path(adapter).is_file():
+        raise ValueError(f"{adapter} is a file; give the directory that holds {FILE}")
+    if not Path(adapter).is_dir() and "/" not in str(adapter):
+        raise FileNotFoundError(
+            f"there is no directory {adapter}; an adapter is a directory or a hub id OWNER/NAME"
+        )
+    return resolve(adapter)
 
 
 def _base_of(adapter: Path) -> Path:
@@ -81,6 +92,8 @@ def resolve(model: str | Path, *, revision: str | None = None, weights: bool = T
     to encode conversations.
     """
     path = Path(model)
+    if revision is not None and (path.is_dir() or str(model) == EMBEDDED):
+        raise ValueError(f"{model} is no model on the hub, so there is no revision {revision!r}")
     if path.is_dir():
         return path
     if path.exists():

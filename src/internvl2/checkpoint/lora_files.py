@@ -33,8 +33,12 @@ _WRAPPED = (
     (r"^(language_model|vision_model)\.base_model\.model\.", r"\1."),
     (r"\.modules_to_save\.(?!weight$|bias$)\w+\.", "."),
     (r"\.modules_to_save\.", "."),
+    (r"\.base_layer\.", "."),
 )
-"""What PEFT and the official fine-tuner put into names when they wrap a model or a part of one."""
+"""What PEFT and the official fine-tuner put into names when they wrap a model or a part of one.
+
+With an adapted head, PEFT stores the matrix below the adapter as well (`base_layer`).
+"""
 _FACTOR = re.compile(r"\.lora_(?P<kind>A|B|magnitude_vector)(\.(?!weight$)\w+)?(\.weight)?$")
 """A tensor of an adapter, with or without the name that PEFT gives it while it is in a model."""
 
@@ -68,7 +72,7 @@ class Contents:
     """What an adapter's file says that it holds, whatever model it is for."""
 
     ranks: Mapping[str, int]
-    """Of each adapted module."""
+    """By adapted module."""
     replaced: tuple[str, ...]
     """Tensors that were trained as a whole."""
     parameters: int
@@ -234,7 +238,7 @@ def _find_places(
         missing = [name for name in names if name not in places]
         unknown = min(unknown, missing, key=len) if unknown else missing
     more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-    raise Misfit(f"it has no place for {', '.join(unknown[:SHOWN])}{more}")
+    raise Misfit(f"there is no place for {', '.join(unknown[:SHOWN])}{more}")
 
 
 def _places(

@@ -1,5 +1,6 @@
 """A checkpoint on disk: which layout it has, and whether it holds exactly what the model needs."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -33,6 +34,8 @@ from internvl2.model.internvl import InternVL
 
 SHOWN = 10
 """How many faulty tensors one message lists."""
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +108,20 @@ def open_checkpoint(
     checkpoint = _open_base(directory, config)
     if adapter is None:
         return checkpoint
-    about = f"the adapter {adapter} was trained on {read_adapter_config(adapter).base or 'a model'}"
+    base = read_adapter_config(adapter).base
+    about = f"the adapter {adapter} was trained on {base or 'a model that it does not name'}"
     stamp = read_fingerprint(adapter)
     if stamp is not None and stamp != checkpoint.fingerprint(config):
         raise ValueError(f"{about}; the weights of {directory} are others")
     try:
-        return replace(checkpoint, adapter=read_adapter(adapter, config, checkpoint.shapes))
+        found = read_adapter(adapter, config, checkpoint.shapes)
     except Misfit as error:
-        raise ValueError(f"{about}; {directory} is another: {error}") from None
+        raise ValueError(f"{about} and does not fit {directory}: {error}") from None
+    for key in found.config.passed_over:
+        _logger.warning("the adapter %s has the key %r, which is passed over", adapter, key)
+    if stamp is None and (base is None or Path(base).resolve() != directory.resolve()):
+        _logger.warning("%s; whether %s is that model, only shapes can tell", about, directory)
+    return replace(checkpoint, adapter=found)
 
 
 def _open_base(directory: Path, config: InternVLConfig) -> Checkpoint:

@@ -1,5 +1,6 @@
 """What `internvl2 info` says of an adapter."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +19,15 @@ class AboutAdapter:
     rank: int
     alpha: float
     dropout: float
-    ranks: dict[str, int]
-    """Of the adapted matrices, by their names without what comes before the part and the layer."""
+    ranks: dict[str, tuple[int, ...]]
+    """Of the adapted matrices in all layers, by their names without what is before the part."""
     replaced: tuple[str, ...]
     """Modules that were trained as a whole."""
     parameters: int
 
     def lines(self) -> str:
         """The description for people."""
-        ranks = ", ".join(f"{name} {rank}" for name, rank in self.ranks.items())
+        ranks = ", ".join(f"{name} {'/'.join(map(str, r))}" for name, r in self.ranks.items())
         replaced = [f"  trained whole   {', '.join(self.replaced)}"] if self.replaced else []
         return "\n".join(
             [
@@ -56,10 +57,18 @@ def describe_adapter(directory: Path) -> AboutAdapter:
         rank=config.rank,
         alpha=config.alpha,
         dropout=config.dropout,
-        ranks={_short(module): rank for module, rank in contents.ranks.items()},
+        ranks=_by_matrix(contents.ranks),
         replaced=config.whole or contents.replaced,
         parameters=contents.parameters,
     )
+
+
+def _by_matrix(ranks: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Every rank that a matrix has in some layer, from the lowest."""
+    found: dict[str, set[int]] = {}
+    for module, rank in ranks.items():
+        found.setdefault(_short(module), set()).add(rank)
+    return {name: tuple(sorted(different)) for name, different in found.items()}
 
 
 def _short(module: str) -> str:
