@@ -1,5 +1,6 @@
 """Recipes out of other trainers' scripts, commands and files."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -193,7 +194,7 @@ def test_defaults_of_the_official_code_count_where_flags_are_left_out():
         ("--freeze_llm True --unfreeze_lm_head True", "freeze.head", False),
         ("--optim adamw_bnb_8bit", "optimizer.moments", "8bit"),
         ("--warmup_steps 50 --max_steps 1000", "schedule.warmup_ratio", 0.05),
-        ("--fp16 True", "dtype", "float16"),
+        ("--bf16 False", "dtype", "float32"),
         ("--report_to wandb", "wandb", "huggingface"),
         ("--grad_checkpoint False", "recompute.decoder", 0.0),
         ("--evaluation_strategy steps --eval_steps 70", "validation.every", 70),
@@ -213,6 +214,7 @@ def test_a_flag_says_a_key(flags: str, key: str, value: object):
         *("--optim adafactor", "--deepspeed zero_stage3_offload.json", "--neftune_noise_alpha 5"),
         *("--report_to swanlab", "--new_flag 1", "--resume_from_checkpoint old/checkpoint-7"),
         *("--save_strategy epoch", "--lr_scheduler_type polynomial", "--loss_type sigmoid"),
+        "--fp16 True",
     ],
 )
 def test_what_has_no_counterpart_is_named(flag: str):
@@ -244,11 +246,29 @@ def test_a_yaml_file_of_llama_factory_finds_its_data(tmp_path: Path):
     assert recipe.optimizer.learning_rate == 1e-4
     assert recipe.freeze.projector
     assert recipe.packs_per_step == 4
-    several = text.replace("dataset: mine", "dataset: mine,old,far,gone")
-    lost = {e.flag.name: e for e in migrate(several, "x", folder=tmp_path).of(Kind.MISSING)}
-    assert set(lost) == {"dataset", "max_samples"}
-    for words in ("old: its records have the form alpaca", "data convert", "far has", "gone is"):
-        assert words in lost["dataset"].verdict.note
+
+
+def test_sets_of_llama_factory_that_would_be_read_as_something_else_are_left_out(tmp_path: Path):
+    entries = {
+        "old": {"file_name": "a.json"},
+        "far": {"hf_hub_url": "a/b", "file_name": "a.json"},
+        "pairs": {"file_name": "a.json", "formatting": "sharegpt", "ranking": True},
+        "seen": {"file_name": "a.json", "formatting": "sharegpt", "columns": {"images": "seen"}},
+        "told": {"file_name": "a.json", "formatting": "sharegpt", "columns": {"system": "told"}},
+        "heard": {"file_name": "a.json", "formatting": "sharegpt", "columns": {"audios": "heard"}},
+        "good": {"file_name": "good.json", "formatting": "sharegpt"},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+    text = f"model_name_or_path: m\nstage: sft\ndataset: {','.join(entries)},gone\n"
+    found = migrate(text, "x", folder=tmp_path)
+    assert [source.path for source in found.recipe.data] == [str(tmp_path / "good.json")]
+    (lost,) = (e.verdict.note for e in found.of(Kind.MISSING) if e.flag.name == "dataset")
+    for words in (
+        *("old: the records of a.json have the form alpaca", "data convert", "far has hf_hub_url"),
+        *("pairs: the records of a.json are preferences", "seen: the images of a.json stand in"),
+        *("told: the system messages of a.json stand in", "heard: ", "'audios'", "gone is not in"),
+    ):
+        assert words in lost
 
 
 def test_a_command_of_swift_goes_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -313,7 +333,8 @@ def test_flags_in_a_file_that_a_command_names_are_read(tmp_path: Path):
     [
         ("echo hello", "there is no training command; what is read is a shell script"),
         ("swift sft --model a\nswift sft --model b", r"2 training commands \(lines 1, 2\)"),
-        ("swift sft --learning_rate 1e-5", "x names no model"),
+        ("swift sft --model_type a", "x names no model: model is missing"),
+        ("stage: sft\ncutoff_len: 2", "x names no model: model_name_or_path is missing"),
         ("swift sft --model m --learning_rate fast", "--learning_rate is 'fast'; a number"),
         ("swift sft --model m --learning_rate 0", "x: optimizer.learning_rate is 0.0; it must"),
         ("swift sft --model m --weight_decay 1e400", "a number that is not so large"),
@@ -333,6 +354,28 @@ def test_the_number_of_gpus_may_be_said():
     command = "swift sft --model InternVL2-2B --gradient_accumulation_steps 16"
     assert migrate(command, "x").recipe.packs_per_step == 8
     assert migrate(command, "x", gpus=6).recipe.packs_per_step == 48
+
+
+@pytest.mark.parametrize(
+    ("launcher", "packs"),
+    [
+        ("deepspeed --include localhost:0,1,2", 12),
+        ("deepspeed --include a:0,1@b:0,1", 16),
+        ("deepspeed --include a", 4),
+        ("accelerate launch --num_processes 2", 8),
+        ("torchrun --nnodes 2 --nproc-per-node 2", 16),
+    ],
+)
+def test_launchers_say_how_many_gpus_train(launcher: str, packs: int):
+    command = f"{launcher} internvl_chat_finetune.py --model_name_or_path m"
+    assert migrate(command, "x").recipe.packs_per_step == packs
+
+
+def test_a_table_without_values_of_its_own_has_no_heading():
+    command = "swift sft --model m --dataset a.jsonl --val_dataset b.jsonl --eval_steps 200"
+    lines = recipe_text(migrate(command, "x")).splitlines()
+    assert "[[validation.data]]" in lines
+    assert "[validation]" not in lines
 
 
 @pytest.mark.parametrize("kind", SOURCES)

@@ -73,6 +73,9 @@ def processes(flags: Flags) -> int | None:
     tasks = flags.find("launcher.ntasks", "launcher.num_processes", "launcher.n")
     if tasks is not None:
         return tasks.whole()
+    included = flags.find("launcher.include")
+    if included is not None:
+        return _included(included.text())
     nodes = flags.find("launcher.nnodes", "launcher.num_nodes", "environment.NNODES")
     local = flags.find("launcher.nproc_per_node", "launcher.num_gpus", "environment.NPROC_PER_NODE")
     forced = flags.find("environment.FORCE_TORCHRUN") is not None  # LLaMA-Factory: on all it sees
@@ -84,6 +87,12 @@ def processes(flags: Flags) -> int | None:
         return None  # torchrun's auto, gpu
     here = local.whole() if local is not None else len(listed.texts() if listed else ())
     return here * (nodes.whole() if nodes is not None else 1)
+
+
+def _included(text: str) -> int | None:
+    """GPUs of deepspeed's `host:0,1@host:0`; a host alone stands for all that it has."""
+    listed = [host.partition(":")[2] for host in text.split("@")]
+    return sum(len(gpus.split(",")) for gpus in listed) if all(listed) else None
 
 
 def packs_per_step(flags: Flags, step: Step) -> Setting:

@@ -22,6 +22,8 @@ _PARAMETER = re.compile(
     r"((?P<operator>:?[-=+?])(?P<other>.*))?\}",
     re.DOTALL,
 )
+_EXPR = re.compile(r"(?:\$\(|`)\s*expr\s(?P<sum>.*)[)`]", re.DOTALL)
+"""The one command that is read: what scripts made sums with before shells had them."""
 
 
 class Unexpandable(ValueError):
@@ -128,6 +130,8 @@ class Variables:
         text = piece.text
         if text.startswith("$(("):
             return (str(self._sum(text[3:-2])),)
+        if expr := _EXPR.fullmatch(text):
+            return (str(self._sum(expr["sum"])),)
         if text.startswith(("$(", "`")):
             raise Unexpandable(f"{text} is a command, and none is run")
         if not text.startswith("${"):

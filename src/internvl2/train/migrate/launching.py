@@ -24,7 +24,7 @@ BATCH_SYSTEM = (
 )
 COUNTING = (
     *("nproc_per_node", "nnodes", "ntasks", "n", "num_processes", "num_gpus", "num_nodes"),
-    *("gpus", "devices"),
+    *("gpus", "devices", "include"),
 )
 STARTING = (
     *("node_rank", "rank", "master", "ips", "master_addr", "master_port", "rdzv_backend"),

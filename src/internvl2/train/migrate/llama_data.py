@@ -30,6 +30,13 @@ OPENAI_TAGS = {
     "assistant_tag": "assistant",
     "system_tag": "system",
 }
+COLUMNS = {
+    "images": ("images", ("image", "images")),
+    "videos": ("videos", ("video", "videos")),
+    "system": ("system messages", ("system",)),
+}
+"""What our readers find besides turns, and under which names."""
+READ_COLUMNS = ("messages", *COLUMNS)
 
 
 def data(key: str) -> Rule:
@@ -77,17 +84,18 @@ def _set(name: str, info: Mapping[str, Any], folder: Path, flags: Flags) -> Foun
     entry = info.get(name)
     if not isinstance(entry, Mapping):
         return Found({}, f"{name} is not in {folder / INFO}")
-    remote = [key for key in REMOTE if entry.get(key)]
+    remote = next((key for key in REMOTE if entry.get(key)), None)  # theirs takes it before a file
     file = entry.get("file_name")
-    if not isinstance(file, str):
-        place = f"{remote[0]} {entry[remote[0]]}" if remote else "no file_name"
+    if remote is not None or not isinstance(file, str):
+        place = "no file_name" if remote is None else f"{remote} {entry[remote]}"
         return Found({}, f"{name} has {place}: download it and name its files in [[data]]")
+    if fault := _form_fault(entry, file):
+        return Found({}, f"{name}: {fault}")
     media = flags.find("media_dir")
     root = Path(media.text()) if media is not None and not media.is_nothing else folder
     repeats = not flags.whole("max_samples", 0)
     found = local(folder / file, root=root, most=_most(entry, flags), repeats=repeats)
-    fault = _form_fault(entry) or found.fault
-    return Found(found.table, f"{name}: {fault}" if fault else "")
+    return Found(found.table, f"{name}: {found.fault}" if found.fault else "")
 
 
 def _most(entry: Mapping[str, Any], flags: Flags) -> int | None:
@@ -96,33 +104,42 @@ def _most(entry: Mapping[str, Any], flags: Flags) -> int | None:
     return min(known) if known else None
 
 
-def _form_fault(entry: Mapping[str, Any]) -> str:
-    """What in an entry says that the file has a form which is not read."""
+def _form_fault(entry: Mapping[str, Any], file: str) -> str:
+    """What in an entry says that the file has a form which would be read as something else."""
     unknown = [key for key in entry if key not in KNOWN]
     if unknown:
         return f"the entry has {', '.join(map(repr, unknown))}, which is not known here"
     if entry.get("ranking"):
-        return "its records are preferences; there is no training on them"
+        return f"the records of {file} are preferences; there is no training on them"
     form = entry.get("formatting", "alpaca")
     if form == "alpaca":
-        return f"its records have the form alpaca; {CONVERT}"
+        return f"the records of {file} have the form alpaca; {CONVERT}"
     if form not in ("sharegpt", "openai"):
-        return f"its form {form!r} is not known here"
+        return f"the form {form!r} of {file} is not known here"
     columns = entry.get("columns") or {}
     tags = TAGS | OPENAI_TAGS if form == "openai" else TAGS
     tags = tags | dict(entry.get("tags") or {})
-    return _names_fault(columns, {key: tags[key] for key in TAGS})
-
-
-def _names_fault(columns: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     turns = columns.get("messages", "conversations")
+    return _turns_fault(turns, tags, file) or _columns_fault(columns, file)
+
+
+def _turns_fault(turns: str, tags: Mapping[str, str], file: str) -> str:
     wanted = {"conversations": TAGS, "messages": OPENAI_TAGS}.get(turns)
     if wanted is None:
-        return f"its turns stand in {turns!r}, not in 'messages' or 'conversations'; {CONVERT}"
+        return (
+            f"the turns of {file} stand in {turns!r}, not in 'messages' or 'conversations'; "
+            f"{CONVERT}"
+        )
     for key, name in wanted.items():
         if tags[key] != name:
-            return f"{key} is {tags[key]!r} where {turns!r} has {name!r}; {CONVERT}"
-    for column, names in {"images": ("image", "images"), "videos": ("video", "videos")}.items():
+            return f"{key} of {file} is {tags[key]!r} where {turns!r} has {name!r}; {CONVERT}"
+    return ""
+
+
+def _columns_fault(columns: Mapping[str, Any], file: str) -> str:
+    for column, (what, names) in COLUMNS.items():
         if columns.get(column) not in (None, *names):
-            return f"its {column} stand in {columns[column]!r}, not in {names[1]!r}; {CONVERT}"
-    return "" if not columns.get("tools") else "tools are not read"
+            place = f"stand in {columns[column]!r}, not in {names[-1]!r}"
+            return f"the {what} of {file} {place}; {CONVERT}"
+    others = [repr(key) for key, value in columns.items() if value and key not in READ_COLUMNS]
+    return f"{', '.join(others)} of {file} are not read" if others else ""

@@ -131,7 +131,8 @@ def migrate(
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if "model" not in draft.found:
-        raise ValueError(f"{where} names no model")
+        name = "model" if given.kind == "swift" else "model_name_or_path"
+        raise ValueError(f"{where} names no model: {name} is missing")
     recipe = fill(Recipe, draft.table(), where)
     return Migration(source, where, tuple(entries), draft.found, recipe)
 

@@ -9,7 +9,7 @@ from internvl2.train.migrate.data_sets import Found, is_path, local
 from internvl2.train.migrate.flags import Flag, Flags
 from internvl2.train.migrate.models import REVISION, model
 from internvl2.train.migrate.trainer_flags import DEFAULTS as TRAINER_DEFAULTS
-from internvl2.train.migrate.trainer_flags import common_rules
+from internvl2.train.migrate.trainer_flags import NO_FP16, common_rules
 from internvl2.train.migrate.verdicts import (
     Rule,
     Setting,
@@ -208,8 +208,8 @@ def _dtype(flag: Flag, flags: Flags) -> Verdict:
     name = flag.text().lower()
     if name == "bfloat16" or flag.is_nothing:
         return needless("bf16 wherever the device is good at it, with exact fp32 sums of updates")
-    if name not in ("float16", "float32"):
-        return missing("dtypes are bfloat16, float16 and float32")
+    if name != "float32":
+        return missing(NO_FP16)
     return translated(Setting("dtype", name))
 
 

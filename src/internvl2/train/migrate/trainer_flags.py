@@ -156,6 +156,12 @@ def _precision() -> dict[str, Rule]:
     }
 
 
+NO_FP16 = (
+    "weights in fp16 cannot be trained; they are in bf16: where the device has none, give "
+    'dtype = "float32"'
+)
+
+
 def recompute(flag: Flag, flags: Flags) -> Verdict:
     """Checkpointed activations, of both parts."""
     share = 1.0 if flag.truth() else 0.0
@@ -313,4 +319,4 @@ def _bf16(flag: Flag, flags: Flags) -> Verdict:
 def _fp16(flag: Flag, flags: Flags) -> Verdict:
     if flag.value.lower() == "auto" or not flag.truth():
         return needless("it is off")
-    return translated(Setting("dtype", "float16"))
+    return missing(NO_FP16)

@@ -52,7 +52,7 @@ def _lines(migration: Migration, record: Any, usual: Any, prefix: str) -> Iterat
         value, key = getattr(record, f.name), f"{prefix}{f.name}"
         if is_dataclass(value):
             inner = list(_lines(migration, value, getattr(usual, f.name), f"{key}."))
-            has_values = bool(inner) and not inner[0].startswith(("[", "\n"))
+            has_values = bool(inner) and inner[0] != ""  # which comes before another table
             tables += ["", f"[{key}]", *inner] if has_values else inner
         elif isinstance(value, tuple) and value and is_dataclass(value[0]):
             tables += _data_tables(migration, key)
