@@ -17,7 +17,7 @@ from internvl2.processing.tokenizer import Tokenizer
 torch.set_num_threads(1)
 
 NEEDS = {
-    "tyro": ["test_cli*.py"],
+    "tyro": ["test_cli*.py", "test_docs_training.py"],
     "av": ["*/test_video.py", "*/test_preprocessing.py"],
     "rapidfuzz": ["*/test_metrics.py", "*/test_evaluate.py"],
 }
