@@ -25,20 +25,20 @@ class Names:
     projector: str
     decoder: str
     target: tuple[str, ...]
+    bits: str
+    """The flag that says how many bits of frozen matrices are kept."""
 
     def is_lora(self, flags: Flags) -> bool:
         """Whether adapters are trained."""
         return flags.word(*self.way) == "lora"
-
-    def freezes(self, part: str, flags: Flags) -> bool:
-        """Whether the source says that a part is left as it is."""
-        return flags.is_true(part)
 
 
 def adapter_rules(names: Names) -> dict[str, Rule]:
     """The rules of freezing and adapters."""
     of_adapters = _of_adapters(names)
     return {
+        **dict.fromkeys(names.way, _way),
+        names.bits: lambda flag, flags: _bits(names, flag, flags),
         names.vision: lambda flag, flags: _vision(names, flags),
         names.projector: lambda flag, flags: _projector(names, flags),
         names.decoder: lambda flag, flags: _decoder(names, flags),
@@ -57,9 +57,7 @@ def ranks(names: Names, flags: Flags) -> tuple[Setting, ...]:
     """The width of the adapters of the parts that have them."""
     rank = flags.whole("lora_rank", 8)
     parts = {"lora.decoder_rank": names.decoder, "lora.vision_rank": names.vision}
-    return tuple(
-        Setting(key, rank) for key, part in parts.items() if not names.freezes(part, flags)
-    )
+    return tuple(Setting(key, rank) for key, part in parts.items() if not flags.is_true(part))
 
 
 def _of_adapters(names: Names) -> Callable[[Rule], Rule]:
@@ -71,19 +69,41 @@ def _of_adapters(names: Names) -> Callable[[Rule], Rule]:
     return only
 
 
+def _way(flag: Flag, flags: Flags) -> Verdict:
+    name = flag.text().lower()
+    if name == "lora":
+        return needless("lora_rank says it")
+    if name == "full":
+        return needless("what is not frozen is trained")
+    if name == "freeze":
+        return missing("the last layers of the decoder alone cannot be trained; all of it is")
+    return missing("there are LoRA, DoRA, rsLoRA, QLoRA and full training; the recipe trains all")
+
+
+def _bits(names: Names, flag: Flag, flags: Flags) -> Verdict:
+    if flag.is_nothing:
+        return needless("it is off")
+    if not names.is_lora(flags):
+        return missing("matrices of 4 bits stand beside adapters alone")
+    setting = Setting("quantize", "nf4")
+    if flag.whole() != 4:
+        return missing('quantize = "nf4" is what there is', setting)
+    return translated(setting)
+
+
 def _flag(key: str) -> Rule:
     return lambda flag, flags: translated(Setting(key, flag.truth()))
 
 
 def _vision(names: Names, flags: Flags) -> Verdict:
-    frozen = names.freezes(names.vision, flags)
+    frozen = flags.is_true(names.vision)
     if names.is_lora(flags) and not frozen:
         return translated(*ranks(names, flags))
     return translated(Setting("freeze.vision", frozen))
 
 
 def _decoder(names: Names, flags: Flags) -> Verdict:
-    frozen = names.freezes(names.decoder, flags)
+    frozen = flags.is_true(names.decoder)
     if names.is_lora(flags) and not frozen:
         return translated(*ranks(names, flags))
     return translated(Setting("freeze.decoder", frozen))
@@ -91,7 +111,7 @@ def _decoder(names: Names, flags: Flags) -> Verdict:
 
 def _projector(names: Names, flags: Flags) -> Verdict:
     """A projector has no adapters here: it is trained whole where theirs would have some."""
-    setting = Setting("freeze.projector", names.freezes(names.projector, flags))
+    setting = Setting("freeze.projector", flags.is_true(names.projector))
     if names.is_lora(flags) and not setting.value:
         return missing("a projector has no adapters; the recipe trains it whole", setting)
     return translated(setting)

@@ -40,6 +40,7 @@ NAMES = Names(
     projector="freeze_multi_modal_projector",
     decoder="freeze_language_model",
     target=("lora_target",),
+    bits="quantization_bit",
 )
 TILE = 448 * 448
 MOST_TILES = 12
@@ -73,8 +74,6 @@ def rules() -> dict[str, Rule]:
         **_data(),
         "model_name_or_path": model,
         "stage": expects(("sft",), "fine-tuning is what there is", "only sft is there"),
-        "finetuning_type": _way,
-        "quantization_bit": _quantize,
         "quantization_method": expects(("bitsandbytes", "bnb"), "nf4", "only nf4 is there"),
         "quantization_type": expects(("nf4",), "nf4", "only nf4 is there"),
         "model_revision": lost(REVISION),
@@ -130,27 +129,6 @@ def _most_tiles(flags: Flags) -> int:
 def _pixels(flag: Flag, flags: Flags) -> Verdict:
     why = f"tiles that {flag.whole()} pixels fill; theirs makes up to {MOST_TILES} of the same"
     return translated(Setting("max_tiles", _most_tiles(flags), why))
-
-
-def _way(flag: Flag, flags: Flags) -> Verdict:
-    name = flag.text().lower()
-    if name == "lora":
-        return needless("lora_rank says it")
-    if name == "full":
-        return needless("what is not frozen is trained")
-    if name == "freeze":
-        return missing("the last layers of the decoder alone cannot be trained; all of it is")
-    return missing("there are LoRA, DoRA, rsLoRA, QLoRA and full training; the recipe trains all")
-
-
-def _quantize(flag: Flag, flags: Flags) -> Verdict:
-    if flag.is_nothing:
-        return needless("it is off")
-    if not NAMES.is_lora(flags):
-        return missing("matrices of 4 bits stand beside adapters alone")
-    if flag.whole() != 4:
-        return missing('quantize = "nf4" is what there is', Setting("quantize", "nf4"))
-    return translated(Setting("quantize", "nf4"))
 
 
 def _max_samples(flag: Flag, flags: Flags) -> Verdict:

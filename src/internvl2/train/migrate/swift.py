@@ -40,13 +40,13 @@ DEFAULTS = {
     "freeze_llm": "False",
     "environment.MAX_NUM": "12",
 }
-WAY = ("tuner_type", "train_type", "sft_type")
 NAMES = Names(
-    way=WAY,
+    way=("tuner_type", "train_type", "sft_type"),
     vision="freeze_vit",
     projector="freeze_aligner",
     decoder="freeze_llm",
     target=("target_modules", "lora_target_modules"),
+    bits="quant_bits",
 )
 USUAL_BATCH = 16
 """Samples of a step that theirs accumulates to unless told."""
@@ -80,7 +80,6 @@ def rules() -> dict[str, Rule]:
         **dict.fromkeys(OTHER_METHODS, lost("there is nothing like it")),
         **dict.fromkeys(HOW_THEIRS_RUNS, nothing("how theirs runs, not what is learned")),
         **adapter_rules(NAMES),
-        **dict.fromkeys(WAY, _way),
         **_data(),
         **_quantization(),
         "model": model,
@@ -142,7 +141,6 @@ def _data() -> dict[str, Rule]:
 def _quantization() -> dict[str, Rule]:
     only = "only nf4 is there"
     return {
-        "quant_bits": _quantize,
         "quant_method": expects(("bnb", ""), "nf4", only),
         "bnb_4bit_quant_type": expects(("nf4",), "nf4", only),
         "bnb_4bit_use_double_quant": expects(
@@ -164,15 +162,6 @@ def step_of(flags: Flags) -> Step:
         packed,
         most_tiles=flags.whole("environment.MAX_NUM", 12),
     )
-
-
-def _way(flag: Flag, flags: Flags) -> Verdict:
-    name = flag.text().lower()
-    if name == "lora":
-        return needless("lora_rank says it")
-    if name == "full":
-        return needless("what is not frozen is trained")
-    return missing("there are LoRA, DoRA, rsLoRA, QLoRA and full training; the recipe trains all")
 
 
 def _learning_rate(flag: Flag, flags: Flags) -> Verdict:
@@ -220,17 +209,6 @@ def _recompute(flag: Flag, flags: Flags) -> Verdict:
     return translated(
         Setting("recompute.vision", float(vision)), Setting("recompute.decoder", float(both))
     )
-
-
-def _quantize(flag: Flag, flags: Flags) -> Verdict:
-    if flag.is_nothing:
-        return needless("it is off")
-    if not NAMES.is_lora(flags):
-        return missing("matrices of 4 bits stand beside adapters alone")
-    setting = Setting("quantize", "nf4")
-    if flag.whole() != 4:
-        return missing('quantize = "nf4" is what there is', setting)
-    return translated(setting)
 
 
 def _max_num(flag: Flag, flags: Flags) -> Verdict:
