@@ -108,7 +108,6 @@ def test_a_check_takes_the_options_of_a_recipe(
     code, out = checked(["--packing.tokens", "8", "--show", "0"], capsys)
     assert code == 1
     assert "a pack holds 8 (packing.tokens)" in out
-    assert checked(["--data", "gone.jsonl"], capsys)[0] == 1
 
 
 def test_questions_and_the_guard_are_looked_at_too(
@@ -148,7 +147,6 @@ def test_questions_that_cannot_be_read_are_a_fault(
     [
         (["--limit", "0"], "limit is 0; it must be at least 1"),
         (["--preview", "no/folder/page.html"], "there is no folder"),
-        (["--packing.token", "4"], "did you mean --packing.tokens?"),
     ],
 )
 def test_mistakes_in_a_check_are_one_line(

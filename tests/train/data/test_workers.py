@@ -73,7 +73,7 @@ def test_a_worker_that_died_is_one_clear_error(workers):
     workers.submit(Measure(0, 1))()
     for pid in own_children(before):
         os.kill(pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="a worker process of the data set died"):
+    with pytest.raises(ChildProcessError, match="a worker process of the data set died"):
         deque(workers.submit(Measure(0, 1))() for _ in range(100))
 
 

@@ -194,7 +194,7 @@ class Workers:
         try:
             future = self._pool.submit(_run, task)
         except BrokenProcessPool as error:
-            raise RuntimeError(DIED) from error
+            raise ChildProcessError(DIED) from error
         if isinstance(task, Make) and self._takers is not None:
             return self._takers.submit(_wait, future).result
         return partial(_wait, future)
@@ -234,7 +234,7 @@ def _wait(future: "Future[Any]") -> Any:
     try:
         result = future.result()
     except BrokenProcessPool as error:
-        raise RuntimeError(DIED) from error
+        raise ChildProcessError(DIED) from error
     return result.take() if isinstance(result, _Lying) else result
 
 
