@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from internvl2.train.migrate.data_sets import CONVERT, Found, local
 from internvl2.train.migrate.flags import Flag, Flags
+from internvl2.train.migrate.inputs import CONVERT, Found, local
 from internvl2.train.migrate.verdicts import Rule, Setting, Verdict, missing, needless, translated
 
 INFO = "dataset_info.json"

@@ -7,7 +7,7 @@ from internvl2.train.migrate import llama_data
 from internvl2.train.migrate.adapters import Names, adapter_rules
 from internvl2.train.migrate.batch import Step, length
 from internvl2.train.migrate.flags import Flag, Flags
-from internvl2.train.migrate.models import REVISION, model
+from internvl2.train.migrate.inputs import REVISION, model
 from internvl2.train.migrate.trainer_flags import DEFAULTS as TRAINER_DEFAULTS
 from internvl2.train.migrate.trainer_flags import common_rules
 from internvl2.train.migrate.verdicts import (

@@ -2,7 +2,7 @@
 
 from internvl2.train.migrate.batch import Step, length
 from internvl2.train.migrate.flags import Flag, Flags
-from internvl2.train.migrate.models import member, model
+from internvl2.train.migrate.inputs import member, model
 from internvl2.train.migrate.trainer_flags import DEFAULTS as TRAINER_DEFAULTS
 from internvl2.train.migrate.trainer_flags import common_rules, recompute
 from internvl2.train.migrate.verdicts import (

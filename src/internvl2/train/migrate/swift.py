@@ -5,9 +5,8 @@ from pathlib import Path
 
 from internvl2.train.migrate.adapters import Names, adapter_rules
 from internvl2.train.migrate.batch import Step, length, processes
-from internvl2.train.migrate.data_sets import Found, is_path, local
 from internvl2.train.migrate.flags import Flag, Flags
-from internvl2.train.migrate.models import REVISION, model
+from internvl2.train.migrate.inputs import REVISION, Found, is_path, local, model
 from internvl2.train.migrate.trainer_flags import DEFAULTS as TRAINER_DEFAULTS
 from internvl2.train.migrate.trainer_flags import NO_FP16, common_rules
 from internvl2.train.migrate.verdicts import (
