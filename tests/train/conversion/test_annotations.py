@@ -81,6 +81,12 @@ def test_pictures_without_annotation_are_asked_about_on_demand(folder: Path):
     assert talks(done)[1] == ("empty.jpg", "Find all of person, dog, car.", NOTHING)
 
 
+def test_a_set_in_which_nothing_is_marked_says_so(folder: Path):
+    source = coco(folder, annotations=[])
+    with pytest.raises(ValueError, match=r"gives a sample \(pictures without annotation.*: 3\)"):
+        run(source)
+
+
 def test_each_category_can_be_a_question_of_its_own(folder: Path):
     done = run(coco(folder), wording=Wording("category"))
     assert [answer for _, _, answer in talks(done)] == [PERSONS, DOGS, ALONE]

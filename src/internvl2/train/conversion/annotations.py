@@ -1,6 +1,6 @@
 """Annotated pictures as samples: questions about what is where, answers in `<ref>` and `<box>`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -172,9 +172,17 @@ def label_of(name: object) -> str:
     return found
 
 
-def known_labels(pictures: Iterator[tuple[Shape, ...]]) -> tuple[str, ...]:
-    """The categories of shapes, by name."""
-    return tuple(sorted({shape.label for shapes in pictures for shape in shapes}))
+def known_labels(
+    files: Iterable[Path], shapes_of: Callable[[Path], Iterable[Shape]]
+) -> tuple[str, ...]:
+    """The categories of all shapes in some files, by name."""
+    found: set[str] = set()
+    for path in files:
+        try:
+            found.update([shape.label for shape in shapes_of(path)])
+        except ValueError:
+            continue  # a fault that is told when the file's turn comes
+    return tuple(sorted(found))
 
 
 def _answer(label: str, rows: list[list[int]]) -> str:

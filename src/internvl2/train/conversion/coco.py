@@ -112,7 +112,9 @@ def open_coco(path: Path, root: Path | None, notes: Notes) -> CocoPictures:
     images, annotations = (_list(path, found, name) for name in ("images", "annotations"))
     ids = [_key(image.get("id")) for image in images]
     if None in ids or len(set(ids)) < len(ids):
-        raise ValueError(f"{path}: every one of 'images' needs an 'id' of its own")
+        raise ValueError(
+            f"{path}: every one of 'images' needs an 'id' of its own, a whole number or text"
+        )
     categories = _list(path, found, "categories") if "categories" in found else []
     names = {_key(category.get("id")): label_of(category.get("name")) for category in categories}
     return CocoPictures(path, root or path.parent, images, annotations, names, notes)

@@ -93,7 +93,10 @@ def convert(
         run = _Run(request, partial, media, notes, advance)
         main = run.write_sets(sets)
         if not run.samples:
-            raise ValueError(f"none of the entries of {request.source} gives a sample")
+            why = "; ".join(notes)
+            raise ValueError(
+                f"none of the entries of {request.source} gives a sample" + (why and f" ({why})")
+            )
     notes.add("hosts whose media are left where they are", len(media.remote))
     return Converted(run.samples, run.left_out, request.destination / main, tuple(notes))
 

@@ -52,35 +52,14 @@ class LabelMePictures:
         """The picture of a file, with its shapes."""
         path = self.files[entry]
         found = _read(path)
-        shapes = tuple(self._shapes(found["shapes"], self.notes))
+        shapes = tuple(_shapes(found["shapes"], self.notes))
         width, height = found.get("imageWidth"), found.get("imageHeight")
         size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
         return Annotated(_source(found, self.root or path.parent), size, shapes)
 
     @cached_property
     def _categories(self) -> Sequence[str]:
-        return known_labels(self._all_shapes())
-
-    def _all_shapes(self) -> Iterator[tuple[Shape, ...]]:
-        for path in self.files:
-            try:
-                yield tuple(self._shapes(_read(path)["shapes"], Notes()))
-            except ValueError:
-                continue  # a fault that is told when the file's turn comes
-
-    def _shapes(self, shapes: Sequence[Any], notes: Notes) -> Iterator[Shape]:
-        for index, shape in enumerate(shapes):
-            where = f"shapes[{index}]"
-            if not isinstance(shape, Mapping):
-                raise ValueError(f"{where} is {shape!r}; an object was expected")
-            kind = shape.get("shape_type") or "polygon"
-            if kind in _OPEN:
-                notes.add(f"shapes of type {kind}, which have no box, left out")
-            elif kind in _CLOSED:
-                yield Shape(label_of(shape.get("label")), _box(shape.get("points"), kind, where))
-            else:
-                known = ", ".join((*_CLOSED, *_OPEN))
-                raise ValueError(f"{where} has the shape_type {kind!r}; known: {known}")
+        return known_labels(self.files, lambda path: _shapes(_read(path)["shapes"], Notes()))
 
 
 def open_labelme(path: Path, root: Path | None, notes: Notes) -> LabelMePictures:
@@ -108,6 +87,21 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping) or not isinstance(found.get("shapes"), list):
         raise ValueError("no LabelMe file: 'shapes' is no list")
     return found
+
+
+def _shapes(shapes: Sequence[Any], notes: Notes) -> Iterator[Shape]:
+    for index, shape in enumerate(shapes):
+        where = f"shapes[{index}]"
+        if not isinstance(shape, Mapping):
+            raise ValueError(f"{where} is {shape!r}; an object was expected")
+        kind = shape.get("shape_type") or "polygon"
+        if kind in _OPEN:
+            notes.add(f"shapes of type {kind}, which have no box, left out")
+        elif kind in _CLOSED:
+            yield Shape(label_of(shape.get("label")), _box(shape.get("points"), kind, where))
+        else:
+            known = ", ".join((*_CLOSED, *_OPEN))
+            raise ValueError(f"{where} has the shape_type {kind!r}; known: {known}")
 
 
 def _source(found: Mapping[str, Any], root: Path) -> Path | bytes:

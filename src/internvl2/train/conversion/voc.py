@@ -44,18 +44,11 @@ class VocPictures:
             raise ValueError("it lacks a <filename>")
         size = found.find("size")
         sides = None if size is None else (_side(size, "width"), _side(size, "height"))
-        return Annotated(self.root / name, sides, tuple(map(_shape, found.iterfind("object"))))
+        return Annotated(self.root / name, sides, tuple(_shapes(found)))
 
     @cached_property
     def _categories(self) -> Sequence[str]:
-        return known_labels(self._all_shapes())
-
-    def _all_shapes(self) -> Iterator[tuple[Shape, ...]]:
-        for path in self.files:
-            try:
-                yield tuple(map(_shape, _parse(path).iterfind("object")))
-            except ValueError:
-                continue  # a fault that is told when the file's turn comes
+        return known_labels(self.files, lambda path: _shapes(_parse(path)))
 
 
 def open_voc(path: Path, root: Path | None) -> VocPictures:
@@ -92,6 +85,10 @@ def _parse(path: Path) -> ElementTree.Element:
         return parser.close()
     except (ElementTree.ParseError, LookupError) as error:
         raise ValueError(f"not XML: {error}") from None
+
+
+def _shapes(found: ElementTree.Element) -> Iterator[Shape]:
+    return map(_shape, found.iterfind("object"))
 
 
 def _shape(found: ElementTree.Element) -> Shape:
