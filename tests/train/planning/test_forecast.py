@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from internvl2.train.parallel import World
 from internvl2.train.planning.forecast import Forecast, predict
 from internvl2.train.planning.machine import GIB
 from internvl2.train.preparation import without_memory
-from internvl2.train.recipe import Recipe
+from internvl2.train.recipe import DataSource, Packing, Recipe, Schedule
+from internvl2.train.trainer import Trainer
 
 RECIPE = replace(Recipe.read("nano"), compile=True)
 MODEL = without_memory(RECIPE, read_config(resolve("nano")), torch.bfloat16)
@@ -65,3 +67,33 @@ def test_nothing_is_compared_where_no_peak_is_told_or_by_other_processes(
     for step in (1, 2):
         forecast.see(record(step, 1.0))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_its_memory_compares_after_its_second_step(
+    data: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr("internvl2.train.planning.forecast.COUNTING", ("cpu",))
+    monkeypatch.setattr("internvl2.train.monitoring.measure._memory", lambda device: 3 * GIB)
+    turns = [{"from": "human", "value": "Say 1"}, {"from": "gpt", "value": "1"}]
+    (tmp_path / "train.jsonl").write_text((json.dumps({"conversations": turns}) + "\n") * 8)
+    recipe = Recipe(
+        model=str(data("official", "A_internlm2", "checkpoint")),
+        output=str(tmp_path / "run"),
+        data=(DataSource(str(tmp_path / "train.jsonl")),),
+        schedule=Schedule(max_steps=3),
+        packing=Packing(tokens=64),
+        packs_per_step=1,
+        workers=0,
+        dtype="float32",
+        device="cpu",
+    )
+    with caplog.at_level(logging.INFO):
+        Trainer(recipe).run()
+    found = [m for m in caplog.messages if m.startswith("memory: ")]
+    assert len(found) == 1
+    assert "3.0 GiB measured" in found[0]
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["measured_gib"] == 3

@@ -42,7 +42,7 @@ class Machine:
 @dataclass(frozen=True, slots=True)
 class _Kind:
     memory: float
-    """GiB that programs see; of the smallest variant, unless a name says which."""
+    """GiB that programs see; unless a name says which, of the smallest variant (910B: of most)."""
     speeds: Speeds | None
     has_bf16: bool = True
 
@@ -67,7 +67,7 @@ KINDS = {
     "a10": _Kind(22.0, Speeds(125.0, 600.0)),
     "4090": _Kind(23.5, Speeds(165.0, 1008.0)),
     "3090": _Kind(23.6, Speeds(71.0, 936.0)),
-    "v100": _Kind(31.7, None, has_bf16=False),
+    "v100": _Kind(15.8, None, has_bf16=False),
     "t4": _Kind(14.6, None, has_bf16=False),
     "910b": _Kind(60.0, None),
 }

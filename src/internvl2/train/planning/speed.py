@@ -1,7 +1,7 @@
 """How long a step takes: arithmetic, what layers move through memory, the update, and sums.
 
 `MATMUL`, the share of the stated speed that matrix products reach, `MOVES`, how often what a layer
-keeps goes through memory in a pass, `UPDATE_BYTES` and `LINK` were fitted to steps that were timed
+keeps goes through memory in a pass, `UPDATE_MOVES` and `LINK` were fitted to steps that were timed
 on H200s with compiled layers (benchmarks/RESULTS.md, tests/train/planning/test_measured.py). Other
 devices are taken to reach the same shares of what their makers state; nothing was timed on them.
 """
@@ -20,7 +20,7 @@ from internvl2.train.recipe import Freeze
 
 MATMUL = 0.74
 MOVES = 5.0
-UPDATE_BYTES = {"fp32": 39, "8bit": 222}
+UPDATE_MOVES = {"fp32": 39, "8bit": 222}
 """Bytes that would take as long to move as the update of a number, by format of the averages."""
 LINK = 75 / 900
 """Share of the stated speed of its links at which a divided H200 gathered and summed."""
@@ -64,7 +64,7 @@ def _pack_seconds(step: Step, speeds: Speeds) -> float:
 
 def _step_seconds(step: Step, speeds: Speeds) -> float:
     """The update, and the sum of gradients that every process has whole."""
-    update = UPDATE_BYTES[step.recipe.optimizer.moments] * step.sizes.trained / step.parts
+    update = UPDATE_MOVES[step.recipe.optimizer.moments] * step.sizes.trained / step.parts
     summed = 0.0
     if step.processes > 1 and step.parts == 1:
         summed = 2 * (1 - 1 / step.processes) * step.sizes.gradients
