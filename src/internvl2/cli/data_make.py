@@ -1,6 +1,7 @@
 """`internvl2 data make`: a practice data set of drawn pictures with questions and answers."""
 
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,6 +43,6 @@ class Make:
             "wrote %d samples to %s; train with --data %s",
             written,
             self.folder,
-            self.folder / "meta.json",
+            shlex.quote(str(self.folder / "meta.json")),
         )
         return 0

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ def train(recipe: Recipe) -> int:
     if ending.reason == "stopped":
         logger.info("stopped after step %d; the same command goes on from there", ending.step)
     else:
-        logger.info("trained; ask it with: internvl2 chat --model %s", ending.folder)
+        folder = shlex.quote(str(ending.folder))
+        logger.info("trained; ask it with: internvl2 chat --model %s", folder)
     return 0
 
 
