@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Container
 from dataclasses import replace
 
 import pytest
@@ -54,8 +55,9 @@ def pictures(dataset) -> Dataset:
     return replace(dataset, source=from_records([turns] * 2), limits=Limits(256, 2))
 
 
-def own_children(before: set[int]) -> list[int]:
-    return [child.pid for child in multiprocessing.active_children() if child.pid not in before]
+def own_children(before: Container[int | None]) -> list[int]:
+    pids = [child.pid for child in multiprocessing.active_children()]
+    return [pid for pid in pids if pid is not None and pid not in before]
 
 
 def test_workers_finish_their_packs_after_a_signal_to_all(dataset, workers):

@@ -161,6 +161,12 @@ def test_ten_places_of_a_kind_are_told_and_all_are_counted(write: Write, process
     assert "    and 2 more" in list(lines(report, colour=False))
 
 
+def test_findings_stay_on_their_line_and_steer_no_terminal(write: Write, processor: Processor):
+    report = examined(recipe_of(write(record("<ref>a\n\x1b[2J</ref> cat"))), processor)
+    (told,) = [line for line in lines(report, colour=False) if ":1: turn 2 has" in line]
+    assert r"<ref>a\n\x1b[2J</ref>" in told
+
+
 def test_numbers_are_those_of_the_prompts(write: Write, processor: Processor):
     path = write(record("short", image=None), record("a much longer answer, with a picture"))
     examination = examine(recipe_of(path), processor)
@@ -229,6 +235,7 @@ def test_a_limit_holds_for_each_set(write: Write, processor: Processor):
     recipe = recipe_of(path, synthetic=(Synthetic(("arithmetic",), samples=10**9, pictures=False),))
     report = examined(recipe, processor, limit=2)
     assert [(one.stored, one.inspected) for one in report.sets] == [(5, 2), (10**9, 2)]
+    assert all(one.epoch is not None and one.epoch.is_estimate for one in report.sets)
 
 
 def test_an_interrupt_leaves_what_was_found(write: Write, processor: Processor):

@@ -204,7 +204,7 @@ class Examination:
             tokens=round(tokens * samples / planned),
             packs=ceil(packs * samples / planned),
             filled=tokens / (packs * packing.tokens),
-            is_estimate=planned < samples,
+            is_estimate=planned < samples or any(not tally.is_whole for tally in tallies),
         )
 
     def _steps(self, training: Sequence[Tally]) -> int | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from internvl2.train.doctor.findings import FAULTS, WARNINGS, Kind
 from internvl2.train.doctor.sets import Use
-from internvl2.train.doctor.view import Stretch, lines_of
+from internvl2.train.doctor.view import Stretch, lines_of, printable
 
 FIRST = 10
 """So many places of each kind of finding are told; the others are counted."""
@@ -161,9 +161,9 @@ def lines(report: Report, colour: bool) -> Iterator[str]:
 
 def _set_lines(one: SetReport, report: Report, colour: bool) -> Iterator[str]:
     use = "" if one.use == "training" else f" ({one.use})"
-    yield f"{one.name}{use}"
+    yield f"{_in_line(one.name)}{use}"
     if one.closed is not None:
-        yield f"  fault    cannot be opened: {one.closed}"
+        yield f"  fault    cannot be opened: {_in_line(one.closed)}"
         return
     partly = "" if one.inspected == one.stored else f", {one.inspected:,} looked at"
     yield f"  samples  {one.stored:,}{partly}, {one.usable:,} usable"
@@ -174,7 +174,7 @@ def _set_lines(one: SetReport, report: Report, colour: bool) -> Iterator[str]:
     for found in one.found:
         yield from _found_lines(found)
     for shown in one.shown:
-        yield f"  {_READ_AS[one.use]} {shown.where}: {_taken(shown)}"
+        yield f"  {_READ_AS[one.use]} {_in_line(shown.where)}: {_taken(shown)}"
         yield from (f"    {line}" for line in lines_of(shown.stretches, colour))
 
 
@@ -209,9 +209,14 @@ def _found_lines(found: Found) -> Iterator[str]:
     label = "fault  " if found.is_fault else "warning"
     yield f"  {label}  {counted(found.count, 'sample')}: {found.title}"
     for place in found.first:
-        yield f"    {place.where}: {place.reason}"
+        yield f"    {_in_line(place.where)}: {_in_line(place.reason)}"
     if left := found.count - len(found.first):
         yield f"    and {left:,} more"
+
+
+def _in_line(text: str) -> str:
+    """Words of the data, with nothing in them that would steer a terminal or end the line."""
+    return printable(text).replace("\n", "\\n")
 
 
 def _run_lines(report: Report) -> Iterator[str]:

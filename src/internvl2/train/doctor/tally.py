@@ -39,6 +39,11 @@ class Tally:
         """Samples looked at."""
         return len(self.tokens)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every record was looked at."""
+        return self.inspected == self.set.stored
+
     def add(self, sample: Inspected) -> None:
         """The next sample."""
         number = self.inspected
