@@ -128,9 +128,10 @@ def with_adapter(
 
 
 def fingerprint(parameter: Callable[[str], Tensor], config: InternVLConfig) -> str:
-    """A hash of some of a model's numbers, the same in every layout and number format.
+    """A hash of some of a model's numbers, the same in every layout and nearly every format.
 
-    They are rounded to bfloat16, and those that fp16 has too few bits for are taken as 0.
+    They are rounded to bfloat16, and those that fp16 has too few bits for are taken as 0. Only fp32
+    numbers that were rounded to fp16 before may be others: rounded twice, some end elsewhere.
     """
     state = sha256()
     for name in _sampled(config):
