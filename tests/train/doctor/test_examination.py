@@ -161,6 +161,16 @@ def test_ten_places_of_a_kind_are_told_and_all_are_counted(write: Write, process
     assert "    and 2 more" in list(lines(report, colour=False))
 
 
+def test_a_picture_that_is_gone_since_ends_no_check(
+    write: Write, processor: Processor, tmp_path: Path
+):
+    examination = examine(recipe_of(write(record("a"), record("b", image=None))), processor)
+    (tmp_path / "sound.png").unlink()
+    (report,) = examination.report("recipe", 2).sets
+    assert (report.usable, len(report.shown)) == (2, 1)
+    assert [len(cards) for cards in examination.examples(2)] == [1]
+
+
 def test_findings_stay_on_their_line_and_steer_no_terminal(write: Write, processor: Processor):
     report = examined(recipe_of(write(record("<ref>a\n\x1b[2J</ref> cat"))), processor)
     (told,) = [line for line in lines(report, colour=False) if ":1: turn 2 has" in line]

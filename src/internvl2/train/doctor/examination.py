@@ -1,5 +1,6 @@
 """All samples of a recipe looked at by worker processes, and what comes of it."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -23,6 +24,8 @@ from internvl2.train.doctor.sets import ClosedSet, OpenedSet
 from internvl2.train.doctor.tally import Tally
 from internvl2.train.doctor.view import stretches
 from internvl2.train.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 16
 """Samples that a worker looks at at a time."""
@@ -109,16 +112,19 @@ class Examination:
         flagged = list(dict.fromkeys(tally.flagged()))
         usable = [number for number in tally.spread_out(count) if number not in flagged]
         flagged = flagged[: max(count // 2, count - len(usable))]
-        chosen = [*flagged, *usable[: count - len(flagged)]]
-        return [self._card(tally, number) for number in chosen]
+        return list(self._cards(tally, [*flagged, *usable[: count - len(flagged)]]))
 
-    def _card(self, tally: Tally, number: int) -> Card:
-        opened = open_sample(self.dataset, tally.start + number, self.controls)
-        assert opened.prompt is not None, opened.findings
-        findings = tuple(filter(tally.concerns, opened.findings))
-        return Card(
-            replace(opened, findings=findings), stretches(opened.prompt, self.processor.tokenizer)
-        )
+    def _cards(self, tally: Tally, numbers: Sequence[int]) -> Iterator[Card]:
+        """Samples once more, but for those whose media are gone since they were looked at."""
+        for number in numbers:
+            opened = open_sample(self.dataset, tally.start + number, self.controls)
+            findings = tuple(filter(tally.concerns, opened.findings))
+            if opened.prompt is None:
+                reason = findings[0].reason
+                logger.warning("%s: not shown, it has changed: %s", opened.where, reason)
+                continue
+            shown = stretches(opened.prompt, self.processor.tokenizer)
+            yield Card(replace(opened, findings=findings), shown)
 
     def _inspected(self, workers: int) -> Iterator[Inspected]:
         """Every sample in its order, looked at ahead where there are processes for it."""
@@ -173,14 +179,8 @@ class Examination:
             found=tally.found(),
             totals=tally.totals(),
             epoch=None if tally.set.use == "questions" else self._packed([tally], 1.0),
-            shown=tuple(self._shown(tally, number) for number in tally.spread_out(show)),
+            shown=tuple(map(_shown, self._cards(tally, tally.spread_out(show)))),
         )
-
-    def _shown(self, tally: Tally, number: int) -> Shown:
-        card = self._card(tally, number)
-        assert card.opened.prompt is not None
-        size = Size.of(card.opened.prompt)
-        return Shown(card.opened.where, size.tokens, size.tiles, card.stretches)
 
     def _packed(self, tallies: Sequence[Tally], epochs: float) -> Packed | None:
         """The packs that the usable samples of these sets fill, in the order of a run."""
@@ -219,6 +219,12 @@ def _place(tallies: Sequence[Tally], ends: Sequence[int], number: int) -> tuple[
     """The set in which a number of several falls, and its number there."""
     part = int(np.searchsorted(ends, number, side="right"))
     return tallies[part], number - (ends[part - 1] if part else 0)
+
+
+def _shown(card: Card) -> Shown:
+    assert card.opened.prompt is not None, "cards have prompts"
+    size = Size.of(card.opened.prompt)
+    return Shown(card.opened.where, size.tokens, size.tiles, card.stretches)
 
 
 def _where(tally: Tally, number: int) -> str:
