@@ -195,6 +195,7 @@ def test_defaults_of_the_official_code_count_where_flags_are_left_out():
         ("--optim adamw_bnb_8bit", "optimizer.moments", "8bit"),
         ("--warmup_steps 50 --max_steps 1000", "schedule.warmup_ratio", 0.05),
         ("--bf16 False", "dtype", "float32"),
+        ("--use_cpu True", "device", "cpu"),
         ("--report_to wandb", "wandb", "huggingface"),
         ("--grad_checkpoint False", "recompute.decoder", 0.0),
         ("--evaluation_strategy steps --eval_steps 70", "validation.every", 70),

@@ -64,7 +64,6 @@ IGNORED_BY_US = (
     "save_safetensors",
     "save_on_each_node",
     "tf32",
-    "use_cpu",
     "skip_memory_metrics",
     "average_tokens_across_devices",
 )
@@ -146,6 +145,7 @@ _METRIC = "best/ has the lowest validation loss; scores are in metrics.jsonl"
 
 def _precision() -> dict[str, Rule]:
     return {
+        "use_cpu": _use_cpu,
         "bf16": _bf16,
         "fp16": _fp16,
         "bf16_full_eval": nothing("validation runs as training does"),
@@ -306,6 +306,10 @@ def _wandb_project(flag: Flag, flags: Flags) -> Verdict:
     if "wandb" not in _trackers(flags):
         return needless("nothing is sent to Weights & Biases")
     return translated(Setting("wandb", flag.text()))
+
+
+def _use_cpu(flag: Flag, flags: Flags) -> Verdict:
+    return translated(Setting("device", "cpu")) if flag.truth() else needless("it is off")
 
 
 def _bf16(flag: Flag, flags: Flags) -> Verdict:
