@@ -178,7 +178,11 @@ def test_an_interrupted_check_says_what_it_has_found(tmp_path: Path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(8)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    began = time.monotonic()
+    while len(children.read_text().split()) < 3 and time.monotonic() - began < 60:
+        time.sleep(0.1)  # until both workers and the tracker of their locks are there
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert out.splitlines()[-1].startswith("interrupted")
