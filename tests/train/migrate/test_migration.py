@@ -297,6 +297,14 @@ def test_full_training_with_swift_has_its_own_learning_rate():
     assert recipe.packs_per_step == 8
 
 
+def test_swift_without_a_longest_sample_says_what_is_taken():
+    text = recipe_text(migrate("swift sft --model OpenGVLab/InternVL2-2B", "x"))
+    assert "as long as the model can read" in text
+    assert "tokens = 8192" in text
+    packed = "swift sft --model OpenGVLab/InternVL2-2B --packing true --packing_length 4096"
+    assert migrate(packed, "x").recipe.packing.tokens == 4096
+
+
 def test_a_set_of_a_hub_must_be_downloaded_first():
     found = migrate("swift sft --model InternVL2-2B --dataset a/b#500 --system Hello", "x")
     assert fates(found)["--dataset"] == Kind.MISSING
@@ -306,6 +314,14 @@ def test_a_set_of_a_hub_must_be_downloaded_first():
 def test_a_model_of_another_family_has_no_counterpart():
     found = migrate("swift sft --model Qwen/Qwen2-VL-2B-Instruct", "x")
     assert fates(found) == {"--model": Kind.MISSING}
+
+
+@pytest.mark.parametrize(("lora", "layout"), [("", "hf"), (" --use_llm_lora 8", "opengvlab")])
+def test_a_model_in_the_layout_of_transformers_gives_one_unless_adapters_are_trained(
+    lora: str, layout: str
+):
+    command = "torchrun internvl_chat_finetune.py --model_name_or_path OpenGVLab/InternVL3-1B-hf"
+    assert migrate(command + lora, "x").recipe.layout == layout
 
 
 def test_arguments_of_paddlemix_in_json_are_read():

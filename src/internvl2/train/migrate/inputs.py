@@ -12,6 +12,8 @@ from internvl2.train.migrate.verdicts import Setting, Verdict, missing, translat
 REVISION = "name a folder with that revision as `model`"
 WAYS = ("finetuning_type", "tuner_type", "train_type", "sft_type")
 """Flags that say full or lora."""
+RANKS = ("use_llm_lora", "use_backbone_lora")
+"""Flags that say it by a number."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 CONVERT = "`internvl2 data convert` makes a file that is read"
 READ_ENDINGS = (".json", ".jsonl", ".parquet")
@@ -29,7 +31,8 @@ def model(flag: Flag, flags: Flags) -> Verdict:
     """The same name; for one in transformers' layout, the trained model has it too."""
     name = flag.text()
     settings = [Setting("model", name)]
-    has_adapters = flags.word(*WAYS) == "lora"  # whose folder has a layout of its own
+    ranks = [flags.whole(name, 0) for name in RANKS]
+    has_adapters = flags.word(*WAYS) == "lora" or any(ranks)  # their folder has its own layout
     if name.rstrip("/").lower().endswith("-hf") and not has_adapters:
         settings.append(Setting("layout", "hf", "as the model that training begins with"))
     is_here = Path(name).exists() or (flags.folder / name).exists()

@@ -37,6 +37,7 @@ DEFAULTS = {
     "freeze_vit": "True",
     "freeze_aligner": "True",
     "freeze_llm": "False",
+    "max_length": "none",
     "environment.MAX_NUM": "12",
 }
 NAMES = Names(
@@ -47,6 +48,8 @@ NAMES = Names(
     target=("target_modules", "lora_target_modules"),
     bits="quant_bits",
 )
+USUAL_TOKENS = 8192
+"""Of a pack where theirs takes samples as long as the model can read."""
 USUAL_BATCH = 16
 """Samples of a step that theirs accumulates to unless told."""
 OTHER_METHODS = (
@@ -73,7 +76,6 @@ HOW_THEIRS_RUNS = (
 def rules() -> dict[str, Rule]:
     """What becomes of each flag and variable."""
     common = common_rules(step_of)
-    shuffled = expects(("true",), "samples are shuffled", "samples are always shuffled")
     return {
         **common,
         **dict.fromkeys(OTHER_METHODS, lost("there is nothing like it")),
@@ -81,6 +83,7 @@ def rules() -> dict[str, Rule]:
         **adapter_rules(NAMES),
         **_data(),
         **_quantization(),
+        **_as_ours(),
         "model": model,
         "learning_rate": _learning_rate,
         "torch_dtype": _dtype,
@@ -89,6 +92,13 @@ def rules() -> dict[str, Rule]:
         "gradient_accumulation_steps": _accumulation,
         "vit_lr": _part_rate("vision"),
         "aligner_lr": _part_rate("projector"),
+    }
+
+
+def _as_ours() -> dict[str, Rule]:
+    """What there is one way for, which is their default."""
+    shuffled = expects(("true",), "samples are shuffled", "samples are always shuffled")
+    return {
         "init_weights": expects(("true",), "down drawn, up 0", "adapters always begin as nothing"),
         "loss_scale": expects(
             ("default",), "all answers are learned", "every answer's tokens count alike"
@@ -117,7 +127,7 @@ def _data() -> dict[str, Rule]:
         "dataset": _sets("data"),
         "val_dataset": _sets("validation.data"),
         "split_dataset_ratio": lost("held-out samples are files of their own: [[validation.data]]"),
-        "max_length": size,
+        "max_length": _max_length,
         "packing": _packing,
         "packing_length": size,
         "truncation_strategy": expects(
@@ -152,7 +162,7 @@ def step_of(flags: Flags) -> Step:
     """What a step of theirs has; its accumulation fills steps of 16 unless given."""
     per_gpu = flags.whole("per_device_train_batch_size", 1)
     usual = -(-USUAL_BATCH // max(1, per_gpu * (processes(flags) or 1)))
-    longest = flags.whole("max_length", 8192)
+    longest = flags.whole("max_length", USUAL_TOKENS)
     packed = flags.is_true("packing")
     return Step(
         per_gpu,
@@ -172,6 +182,13 @@ def _learning_rate(flag: Flag, flags: Flags) -> Verdict:
 
 def _accumulation(flag: Flag, flags: Flags) -> Verdict:
     return common_rules(step_of)["per_device_train_batch_size"](flag, flags)
+
+
+def _max_length(flag: Flag, flags: Flags) -> Verdict:
+    if not flag.is_nothing:
+        return length(step_of, NAME)(flag, flags)
+    why = "theirs takes samples as long as the model can read unless --max_length is given"
+    return translated(Setting("packing.tokens", USUAL_TOKENS, why))
 
 
 def _packing(flag: Flag, flags: Flags) -> Verdict:
