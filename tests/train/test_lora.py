@@ -94,7 +94,6 @@ def finished(base) -> Finished:
 def logits(model: InternVL) -> Tensor:
     """What a model makes of some tokens."""
     tokens = torch.arange(20)
-    model.eval()
     hidden = model(tokens, Positions.packed([20]), None, PackedAttention.of([20]))
     return model.logits(hidden)
 

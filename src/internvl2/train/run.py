@@ -149,7 +149,7 @@ class Run:
     def whole_model(self) -> InternVL | None:
         """A model that can answer, in the first process; every process must ask."""
         if not is_divided(self._loss):
-            return self.model if self.world.is_first else None
+            return self.model.eval() if self.world.is_first else None
         self.require_room_for_answers()
         wanted = chain(self.model.named_parameters(), self.model.named_buffers())
         weights = gather(wanted, self.world.device, keep=self.world.is_first)
