@@ -133,6 +133,11 @@ def test_other_weights_of_the_tower_are_another_name_and_those_never_run_are_not
     assert tower_fingerprint(model.bfloat16()) != name
 
 
+def test_a_file_is_no_cache(recipe, samples):
+    with pytest.raises(NotADirectoryError, match=r"train\.jsonl is a file; name a folder"):
+        train(replace(recipe, feature_cache=str(samples)), "first")
+
+
 def test_a_cache_that_does_not_fit_is_refused_with_its_size(recipe, monkeypatch):
     monkeypatch.setattr(TileStore, "free_bytes", lambda store: 3000)
     with pytest.raises(ValueError, match=r"features of 8 tiles take .* has 0\.00 GB free"):

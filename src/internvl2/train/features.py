@@ -122,7 +122,10 @@ def open_cache(recipe: Recipe, loss: PackLoss, world: World) -> FeatureCache | N
     """The cache that a recipe asks for; every process must ask."""
     if recipe.feature_cache is None:
         return None
-    return FeatureCache(loss, Path(recipe.feature_cache), world)
+    folder = Path(recipe.feature_cache)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"feature_cache = {folder} is a file; name a folder")
+    return FeatureCache(loss, folder, world)
 
 
 def tower_fingerprint(model: InternVL) -> str:
