@@ -90,6 +90,7 @@ def test_where_the_recipe_does_not_fit_the_fastest_of_all_that_fit_is_taken(reci
     assert plan.pick.order == max(option.order for option in fitting)
 
 
+@pytest.mark.slow
 def test_a_card_too_small_for_anything_has_no_pick_but_a_least_need(recipe: Recipe):
     plan = make_plan(recipe, machine(0.5))
     assert plan.pick is None
