@@ -170,6 +170,7 @@ def test_inputs_are_dropped_in_training_mode_alone():
     torch.testing.assert_close(mean, plain + change, rtol=0, atol=0.1 * change.abs().max().item())
 
 
+@pytest.mark.slow
 def test_recomputed_layers_drop_the_same_inputs_again():
     settings = LoraSettings(4, 8.0, dropout=0.3, dora=True)
     plain, recomputed = (trained(adapted(settings, settings)).train() for _ in range(2))

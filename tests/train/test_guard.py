@@ -93,6 +93,7 @@ def test_the_divergence_is_that_over_the_vocabulary_or_less_where_fewer_are_kept
     torch.testing.assert_close(found[-1], whole, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_moves_too_far_ends_with_a_whole_model(recipe):
     limited = replace(recipe, guard=replace(recipe.guard, max_kl=1e-4))
     ending = Trainer(limited).run()
