@@ -262,6 +262,7 @@ def torch_free_modules() -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_the_torch_free_modules_do_not_import_torch():
     modules = ["internvl2" + ("." + name if name else "") for name in torch_free_modules()]
     code = (

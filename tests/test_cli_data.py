@@ -56,6 +56,7 @@ def test_another_action_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "known" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_drawing_needs_no_torch(tmp_path: Path):
     code = (
         "import sys\n"

@@ -20,6 +20,7 @@ def built_counts(name: str) -> tuple[int, int, int]:
     return vision, projector, decoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_formula_counts_what_is_built(name):
     counted = parameters(MEMBERS[name].config)

@@ -46,6 +46,7 @@ def test_converted_directory_is_complete(case, layout, data, tmp_path):
         assert torch.equal(tensor, before.model.state_dict()[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
 def test_written_chat_template_renders_our_prompt(case, layout, data, tmp_path):
@@ -61,6 +62,7 @@ def test_written_chat_template_renders_our_prompt(case, layout, data, tmp_path):
     assert processor.tokenizer.encode(rendered, allow_special=True) == ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_transformers_tokenizer_gives_our_prompt_from_hf_layout(case, data, tmp_path):
     from transformers import AutoTokenizer

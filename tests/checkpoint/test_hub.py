@@ -120,6 +120,7 @@ def resolved(hub, name, **environment):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["OpenGVLab/InternVL2-8B", "internvl2-8b", "InternVL2-8B"])
 def test_name_downloads_only_the_files_needed(hub, name):
     run = resolved(hub, name)
@@ -142,6 +143,7 @@ def test_cache_is_used_offline_and_when_the_hub_is_away(hub):
     assert hub.fetched == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}]
 )
@@ -179,6 +181,7 @@ def test_an_adapter_is_downloaded_and_found_offline(hub):
     assert resolved(hub, "internvl2-8b", HF_HUB_OFFLINE="1").stdout == first.stdout
 
 
+@pytest.mark.slow
 def test_repository_that_does_not_exist_is_one_clear_error(hub):
     run = resolved(hub, "someone/else")
     assert "the hub has no model 'someone/else'" in run.stderr

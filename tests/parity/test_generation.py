@@ -147,6 +147,7 @@ def test_tokens_become_the_official_raw_text(case):
             assert official_text(case.processor.tokenizer, run["new_ids"]) == run["raw_text"]
 
 
+@pytest.mark.slow
 def test_batches_equal_single_runs_ours_and_the_official_ones(case):
     engine = engine_of(case.record.checkpoint, ROOMY)
     for batch in case.expected["batch_chat"]:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.convert import convert
@@ -14,12 +13,16 @@ from internvl2.model.rotary import Positions
 from internvl2.processing.conversation import Message, Picture, Text
 from internvl2.processing.processor import Processor
 
+pytestmark = pytest.mark.slow
+
 MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("case", ["A_internlm2", "B_qwen2", "C_phi3", "D_llama3_vit6b", "F_qwen3"])
 def test_transformers_computes_the_same_logits(case, data, tmp_path):
+    from transformers import InternVLForConditionalGeneration  # takes seconds
+
     convert(data("official", case, "checkpoint"), tmp_path / "hf", "hf")
     ours = load_model(tmp_path / "hf")
     theirs, report = InternVLForConditionalGeneration.from_pretrained(
@@ -45,6 +48,8 @@ def test_transformers_computes_the_same_logits(case, data, tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize("case", ["A_internlm2", "B_qwen2", "C_phi3", "D_llama3_vit6b", "F_qwen3"])
 def test_what_transformers_saves_loads_here(case, data, tmp_path):
+    from transformers import InternVLForConditionalGeneration
+
     convert(data("official", case, "checkpoint"), tmp_path / "hf", "hf")
     theirs = InternVLForConditionalGeneration.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     theirs.save_pretrained(tmp_path / "saved", max_shard_size="500KB")
@@ -58,6 +63,8 @@ def test_what_transformers_saves_loads_here(case, data, tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize("case", ["A_internlm2", "B_qwen2", "C_phi3", "F_qwen3"])
 def test_written_processor_files_give_our_tiles_and_tokens(case, data, tmp_path):
+    from transformers import AutoTokenizer
+
     module = "transformers.models.got_ocr2.image_processing_pil_got_ocr2"
     peer = pytest.importorskip(module).GotOcr2ImageProcessorPil
     convert(data("official", case, "checkpoint"), tmp_path / "hf", "hf")

@@ -2,12 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import InternVLForConditionalGeneration
 
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.convert import convert
@@ -18,6 +18,9 @@ from internvl2.model.attention import PackedAttention
 from internvl2.model.internvl import InternVL
 from internvl2.model.lora import LoraSettings, add_lora, is_adapter, plain_name
 from internvl2.model.rotary import Positions
+
+if TYPE_CHECKING:
+    from transformers import InternVLForConditionalGeneration
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -32,14 +35,16 @@ def base(request, data, tmp_path) -> Path:
     return tmp_path / "hf"
 
 
-def theirs(base: Path) -> InternVLForConditionalGeneration:
+def theirs(base: Path) -> "InternVLForConditionalGeneration":
+    from transformers import InternVLForConditionalGeneration  # takes seconds
+
     return InternVLForConditionalGeneration.from_pretrained(
         base, dtype=torch.float32, attn_implementation="eager"
     )
 
 
 def logits_of_both(
-    ours: InternVL, other: InternVLForConditionalGeneration
+    ours: InternVL, other: "InternVLForConditionalGeneration"
 ) -> tuple[Tensor, Tensor]:
     config, random = ours.config, np.random.default_rng(0)
     words = torch.from_numpy(random.integers(5, 800, 13))

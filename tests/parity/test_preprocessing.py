@@ -110,6 +110,7 @@ def test_frames_of_the_recorded_video_are_within_two_levels(expected, data):
     assert abs(pixels - recorded).max() <= 2
 
 
+@pytest.mark.slow
 def test_the_real_video_is_sampled_as_the_example_samples_it(data):
     path = data("media", "red-panda.mp4")
     frames = read_frames(path, 8, shrink_to=448)

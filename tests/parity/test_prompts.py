@@ -53,7 +53,9 @@ def case(request, recording):
     return recording(request.param)
 
 
-@pytest.fixture(params=("internlm2", "qwen2", "qwen2.5", "phi3"))
+@pytest.fixture(
+    params=("internlm2", pytest.param("qwen2", marks=pytest.mark.slow), "qwen2.5", "phi3")
+)
 def golden(request, data):
     recorded = json.loads(data("tokenizers", "golden.json").read_text())[request.param]
     return data("tokenizers", request.param), recorded["prompts"]

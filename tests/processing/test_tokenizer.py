@@ -104,6 +104,7 @@ def test_an_unknown_id_decodes_to_nothing(tokenizer):
     assert tokenizer.decode([10**6]) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["a" * 100_000, " " * 100_000, "<|im_end|>" * 10_000, "图" * 50_000]
 )

@@ -7,7 +7,6 @@ from typing import Any
 
 import jinja2
 import pytest
-from transformers import AutoTokenizer
 
 from internvl2.processing.piece_types import PieceType, piece_types
 from internvl2.processing.template import find_template
@@ -54,11 +53,18 @@ def test_tokenizer_json_alone_gives_the_same_ids_in_a_prompt(tokenizer, tmp_path
         assert again.encode(rendered) == tokenizer.encode(rendered)
 
 
+def read_by_transformers(directory):
+    from transformers import AutoTokenizer  # takes seconds
+
+    return AutoTokenizer.from_pretrained(directory)
+
+
+@pytest.mark.slow
 @pytest.mark.parity
 def test_transformers_gives_the_same_ids_for_prompts(tokenizer, recording, tmp_path):
     case = recording(tokenizer.files.directory.parent.name)
     tokenizer.save(tmp_path, "hf")
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = read_by_transformers(tmp_path)
     prefix = template_prefix(tokenizer)
     for prompt in case.expected["prompts"]:
         if "input_ids" in prompt and "query" in prompt:
@@ -73,7 +79,7 @@ def vocabulary(request, data, tmp_path_factory) -> Vocabulary:
     ours = Tokenizer.from_directory(data("tokenizers", request.param))
     directory = tmp_path_factory.mktemp(request.param)
     ours.save(directory, "hf")
-    return Vocabulary(request.param, golden, ours, AutoTokenizer.from_pretrained(directory))
+    return Vocabulary(request.param, golden, ours, read_by_transformers(directory))
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ def test_samples_are_pictures_with_questions_and_answers(task: str, difficulty: 
             assert 100 <= min(image.size) <= max(image.size) <= 1300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [task for task in TASKS if task not in ("talk", "unreadable")])
 def test_the_splits_share_no_sample_but_who_it_is_and_that_it_sees_nothing(task: str):
     train, test = (

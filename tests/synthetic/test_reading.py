@@ -17,6 +17,7 @@ def lines_of(split: Split, count: int = 400) -> set[str]:
     return {text for turn in turns if turn.question in READ_ALL for text in turn.answer.split("\n")}
 
 
+@pytest.mark.slow
 def test_no_line_is_drawn_for_both_splits():
     train, test = lines_of("train"), lines_of("test")
     assert len(test) > 500

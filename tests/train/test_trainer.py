@@ -139,6 +139,7 @@ def test_what_was_learned_under_the_mask_is_answered_token_by_token(recipe):
     assert [answer.text for answer in answers] == list(COLOURS)
 
 
+@pytest.mark.slow
 def test_an_epoch_sees_every_sample_once(recipe):
     train(replace(recipe, schedule=Schedule(epochs=2.0)))
     assert sum(step.samples for step in records(recipe)) == 2 * 32
@@ -321,6 +322,7 @@ def test_a_device_without_memory_left_is_told_in_one_line(recipe, monkeypatch):
         train(recipe)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_the_last_checkpoint_stays(recipe, monkeypatch):
     from internvl2.train import checkpointer
 

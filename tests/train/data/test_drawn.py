@@ -94,6 +94,7 @@ def test_a_drawn_run_has_samples_of_its_tasks(recipe, processor):
     }
 
 
+@pytest.mark.slow
 def test_workers_make_the_packs_that_one_process_makes(recipe, processor):
     packs = []
     for workers in (0, 2):

@@ -90,6 +90,7 @@ def test_wandb_gets_every_record_and_the_recipe(recipe, wandb, tmp_path):
     assert end == ("finish", 0)
 
 
+@pytest.mark.slow
 def test_wandb_is_told_of_a_run_that_failed_and_that_went_on(recipe, wandb):
     def validate(model, processor, step):
         if step == 2 and len(wandb.calls) < 6:

@@ -170,7 +170,7 @@ def test_8_bit_squares_keep_their_expectation():
     assert float(torch.stack(seen).mean()) == pytest.approx(1, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("moments", ["fp32", "8bit"])
 def test_a_saved_state_continues_bit_for_bit(tmp_path, name, moments):
     settings = Optimizer(name=name, moments=moments)
@@ -223,7 +223,7 @@ def test_muon_takes_the_steps_of_torchs_own():
     assert relative(ours - start, theirs - start) < 4e-2
 
 
-@pytest.mark.parametrize("moments", ["fp32", "8bit"])
+@pytest.mark.parametrize("moments", [pytest.param("fp32", marks=pytest.mark.slow), "8bit"])
 def test_muon_learns(moments):
     kind = type(build_optimizer(random_model(CONFIG), Optimizer(name="muon")))
     losses, _ = fit(moments, torch.bfloat16, kind, rate=1e-2, matrices=True)
