@@ -1,6 +1,7 @@
 """Recorded data: where it lies, how it is read, and who may use it."""
 
 import json
+import signal
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -15,6 +16,8 @@ from internvl2.processing.tokenizer import Tokenizer
 
 # The tests' models are tiny: threads would cost more than they bring.
 torch.set_num_threads(1)
+# What a shell starts in the background ignores Ctrl-C, and so would the programs that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NEEDS = {
     "tyro": ["test_cli*.py", "test_docs_training.py"],
