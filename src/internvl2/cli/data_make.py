@@ -22,7 +22,8 @@ class Make:
     count: int = 1000
     """How many samples."""
     tasks: Annotated[tuple[str, ...], arg(metavar="TASK ...")] = ()
-    """Names of tasks (reading, documents, charts ...); all of them unless given."""
+    """Names of tasks (reading, documents, charts ...); all that nano learned unless given. It has
+    not learned `flags`."""
     split: Literal["train", "test"] = "train"
     """test has words, faces and layouts that train never has."""
     seed: int = 0

@@ -11,6 +11,7 @@ from internvl2.synthetic.tasks import (
     charts,
     chinese,
     documents,
+    flags,
     grounding,
     reading,
     scene,
@@ -55,13 +56,18 @@ _ALL = (
 )
 
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ALL})
+"""What nano learns from."""
+FURTHER: Mapping[str, Task] = MappingProxyType(
+    {"flags": Task("flags", flags.make, "exact_match", 1.0)}
+)
+"""What is drawn only where it is asked for by name: new to nano, to fine-tune it on."""
 
 
 def find(name: str) -> Task:
     """The task of that name."""
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
-    return TASKS[name]
+    if name not in TASKS and name not in FURTHER:
+        raise ValueError(f"unknown task {name!r}; known: {', '.join((*TASKS, *FURTHER))}")
+    return TASKS[name] if name in TASKS else FURTHER[name]
 
 
 def sample(task: str, number: int, split: Split, difficulty: float = 1.0) -> Sample:

@@ -47,7 +47,7 @@ class Request:
         names = self.tasks or tuple(TASKS)
         if len(names) == 1:
             return sample(names[0], number, self.split, self.difficulty)
-        weights = {name: TASKS[name].weight for name in names}
+        weights = {name: find(name).weight for name in names}
         return mixture(number, self.split, weights, self.difficulty)
 
 

@@ -7,7 +7,7 @@ are several, the frames of a video one per line.
 from dataclasses import dataclass, replace
 
 from internvl2.processing.conversation import Message, Part, Picture, Video
-from internvl2.synthetic.catalogue import TASKS, mixture
+from internvl2.synthetic.catalogue import FURTHER, TASKS, find, mixture
 from internvl2.synthetic.sample import Sample
 from internvl2.synthetic.words import Split
 from internvl2.train.data.formats import Record
@@ -49,11 +49,12 @@ class DrawnSource:
 def task_weights(tasks: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, float]:
     """How often each of the tasks is drawn: all tasks and the catalogue's weights unless given."""
     names = tasks or tuple(TASKS)
-    if unknown := [name for name in names if name not in TASKS]:
+    known = (*TASKS, *FURTHER)
+    if unknown := [name for name in names if name not in known]:
         raise ValueError(
-            f"unknown task {unknown[0]!r} in synthetic.tasks; known: {', '.join(TASKS)}"
+            f"unknown task {unknown[0]!r} in synthetic.tasks; known: {', '.join(known)}"
         )
-    return dict(zip(names, weights or [TASKS[name].weight for name in names], strict=True))
+    return dict(zip(names, weights or [find(name).weight for name in names], strict=True))
 
 
 def conversation(drawn: Sample) -> tuple[Message, ...]:
