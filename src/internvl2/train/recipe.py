@@ -142,6 +142,9 @@ class Packing:
     """Most tiles in a pack."""
     window: int = 64
     """How many samples are looked at to fill a pack."""
+    fill: Literal["evenly", "in_order"] = "evenly"
+    """In order, each pack has a window of samples of its own and leaves out those that it has no
+    room for: for endless drawn sets, since nothing is made twice to be measured first."""
     loss_weighting: Literal["token", "sample", "square"] = "token"
     """What a sample of n learned tokens counts: n, 1, or the square root of n."""
 

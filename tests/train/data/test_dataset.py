@@ -25,7 +25,7 @@ from internvl2.train.data.formats import (
 from internvl2.train.data.loader import Loader, LoaderOptions, Position
 from internvl2.train.data.mixture import training_loader, validation_loader
 from internvl2.train.data.order import sample_at, shuffled
-from internvl2.train.data.packing import Costs, Limits
+from internvl2.train.data.packing import Costs, Limits, Waiting, plan_in_order
 from internvl2.train.parallel import World
 from internvl2.train.recipe import DataSource, Packing, Recipe, Validation
 
@@ -182,14 +182,15 @@ def test_worker_processes_change_nothing(dataset):
         )
 
 
+@pytest.mark.parametrize("fill", ["evenly", "in_order"])
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_run_resumes_at_any_step_on_any_number_of_ranks(dataset, world):
-    whole = list(loader(dataset, packs_per_step=2, epochs=2.0))
+def test_a_run_resumes_at_any_step_on_any_number_of_ranks(dataset, world, fill):
+    options = {"packs_per_step": 2, "epochs": 2.0, "fill": fill}
+    whole = list(loader(dataset, **options))
     for number in (0, 2, len(whole) - 2):
         position = Position.of(json.loads(json.dumps(whole[number].position.state())))
         rests = [
-            list(loader(dataset, position, packs_per_step=2, epochs=2.0, rank=r, world=world))
-            for r in range(world)
+            list(loader(dataset, position, rank=r, world=world, **options)) for r in range(world)
         ]
         found = [b.where for steps in zip(*rests, strict=True) for s in steps for b in s.batches]
         assert found == seen(whole[number + 1 :])
@@ -210,11 +211,40 @@ def test_the_number_of_steps_is_known_before_the_run(dataset):
     assert estimated.count_steps(samples=36) == pytest.approx(len(list(estimated)), rel=0.15)
 
 
-def test_idle_tiles_are_given_where_another_rank_has_tiles(dataset):
-    ranks = [
-        list(loader(dataset, packs_per_step=2, rank=rank, world=2, idle_tiles=True))
-        for rank in (0, 1)
-    ]
+def test_a_pack_in_order_takes_what_fits_of_a_window_of_its_own(dataset):
+    made = loader(dataset, packs_per_step=2, fill="in_order")
+    steps = list(made)
+    assert len(steps) == made.count_steps() == 3
+    order = [dataset.encode(ordinal).where for ordinal in range(30)]
+    sizes = [dataset.measure(ordinal) for ordinal in range(30)]
+    planned = [Waiting(n, size.tokens, size.tiles) for n, size in enumerate(sizes)]
+    plans = plan_in_order(planned, LIMITS)
+    assert seen(steps)[:5] == [tuple(order[n] for n in plan.samples) for plan in plans]
+    for number, pack in enumerate(seen(steps)):
+        window = order[6 * number : 6 * number + 6]
+        assert pack == tuple(where for where in window if where in pack)
+        assert pack[:1] == tuple(window[:1])
+    assert any(len(pack) < 6 for pack in seen(steps))
+
+
+def test_a_pack_in_order_makes_each_sample_once_and_measures_none(dataset, monkeypatch):
+    encode, made = Dataset.encode, []
+    monkeypatch.setattr(Dataset, "measure", None)
+    monkeypatch.setattr(Dataset, "encode", lambda self, n: made.append(n) or encode(self, n))
+    list(loader(dataset, fill="in_order"))
+    assert made == sorted(set(made))
+
+
+def test_a_sample_with_too_many_tiles_for_any_pack_is_a_fault_in_order_too(dataset):
+    dataset = replace(dataset, limits=replace(LIMITS, tiles=1))
+    with pytest.raises(SampleError, match="a pack holds 1"):
+        list(loader(dataset, fill="in_order"))
+
+
+@pytest.mark.parametrize("fill", ["evenly", "in_order"])
+def test_idle_tiles_are_given_where_another_rank_has_tiles(dataset, fill):
+    options = {"packs_per_step": 2, "world": 2, "idle_tiles": True, "fill": fill}
+    ranks = [list(loader(dataset, rank=rank, **options)) for rank in (0, 1)]
     for steps in zip(*ranks, strict=True):
         tiles = [len(step.batches[0].tiles) for step in steps]
         assert all(tiles) or not any(tiles)

@@ -66,7 +66,7 @@ def test_workers_finish_their_packs_after_a_signal_to_all(dataset, workers):
     for pid in own_children(before):
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGINT)
-    made = workers.submit(Make((0, 1), 256, "token", (0,)))()
+    made = workers.submit(Make((0, 1), "evenly", "token", (0,)))()
     assert len(made.pack.where) == 2
 
 
@@ -99,7 +99,7 @@ def test_a_worker_that_dies_while_it_starts_is_one_clear_error(dataset, tmp_path
 
 
 def test_memory_that_others_need_is_left_to_them(pictures, tmp_path, monkeypatch):
-    made = Make((0, 1), 256, "token", (0, 2))(pictures)
+    made = Make((0, 1), "evenly", "token", (0, 2))(pictures)
     assert workers_module._laid_down(made, tmp_path) is not made
     assert len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr(workers_module, "SPARE", 1 << 60)
@@ -116,7 +116,7 @@ def test_tiles_pass_through_memory_or_a_pipe_and_nothing_is_left(
     (folder,) = tmp_path.iterdir()
     if not has_room:
         folder.rmdir()
-    task = Make((0, 1), 256, "token", (0, 2))
+    task = Make((0, 1), "evenly", "token", (0, 2))
     tiles = workers.submit(task)().pack.tiles
     assert (tiles == task(pictures).pack.tiles).all()
     assert tiles.any()

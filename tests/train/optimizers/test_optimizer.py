@@ -210,17 +210,18 @@ def test_half_precision_weights_are_refused():
 
 def test_muon_takes_the_steps_of_torchs_own():
     torch.manual_seed(0)
-    start = 0.02 * torch.randn(64, 160)
+    starts = [0.02 * torch.randn(64, 160), 0.1 * torch.randn(64, 160), 0.02 * torch.randn(160, 64)]
     settings = {"lr": 1e-3, "weight_decay": 0.1}
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    ours, theirs = ([nn.Parameter(start.clone()) for start in starts] for _ in range(2))
     kind = type(build_optimizer(random_model(CONFIG), Optimizer(name="muon")))
-    mine = kind([{"params": [ours], "matrices": True}], **settings)
-    plain = torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **settings)
+    mine = kind([{"params": ours, "matrices": True}], **settings)
+    plain = torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **settings)
     for _ in range(5):
-        give_gradients([ours], [theirs])
+        give_gradients(ours, theirs)
         mine.step()
         plain.step()
-    assert relative(ours - start, theirs - start) < 4e-2
+    for start, our, their in zip(starts, ours, theirs, strict=True):
+        assert relative(our - start, their - start) < 4e-2
 
 
 @pytest.mark.parametrize("moments", [pytest.param("fp32", marks=pytest.mark.slow), "8bit"])

@@ -65,10 +65,7 @@ class Dataset:
             size = self.processor.measure(self.messages(record), options=self._options())
         except (ValueError, OSError) as error:
             return Fault(record.where, str(error))
-        if size.tiles > self.limits.tiles:
-            most = f"a pack holds {self.limits.tiles} (packing.tiles)"
-            return Fault(record.where, f"it has {size.tiles} tiles; {most}")
-        return size
+        return self._too_many(size.tiles, record) or size
 
     def encode(self, ordinal: int) -> Sample | Fault:
         """The sample as the model reads it, or why it cannot be used."""
@@ -79,6 +76,8 @@ class Dataset:
             prompt = self.processor.encode(self.messages(record), options=self._options())
         except (ValueError, OSError) as error:
             return Fault(record.where, str(error))
+        if fault := self._too_many(len(prompt.tiles), record):
+            return fault
         if record.augment:
             prompt = replace(prompt, tiles=self._recompressed(prompt.tiles, ordinal))
         return Sample(prompt, record.where)
@@ -102,6 +101,12 @@ class Dataset:
             return self.record(ordinal)
         except SampleError as error:
             return Fault(error.where, error.reason)
+
+    def _too_many(self, tiles: int, record: Record) -> Fault | None:
+        if tiles <= self.limits.tiles:
+            return None
+        most = f"a pack holds {self.limits.tiles} (packing.tiles)"
+        return Fault(record.where, f"it has {tiles} tiles; {most}")
 
     def _options(self) -> EncodeOptions:
         return EncodeOptions(

@@ -19,6 +19,7 @@ from internvl2.processing.processor import PromptSize
 from internvl2.train.data.dataset import Dataset, Fault
 from internvl2.train.data.packing import (
     Costs,
+    Fill,
     LossWeighting,
     PackPlan,
     Planner,
@@ -74,6 +75,7 @@ class LoaderOptions:
     """Processes; 0 makes everything in this one."""
     prefetch: int = 2
     """Steps that workers make ahead."""
+    fill: Fill = "evenly"
     weighting: LossWeighting = "token"
     skip_bad_samples: int = 0
     """How many samples may be left out; the next one stops the run."""
@@ -162,6 +164,8 @@ class Loader:
         """
         if self._samples is None:
             raise ValueError("a run over endless epochs has no number of steps")
+        if self.options.fill == "in_order":
+            return ceil(self._samples / self._samples_of_step)
         measured = min(samples, self._samples)
         packs = sum(len(step.packs) for step in self._plan(Position(), measured))
         return max(1, ceil(packs * self._samples / measured / self.options.packs_per_step))
@@ -178,8 +182,16 @@ class Loader:
         """End the worker processes."""
         self._workers.close()
 
+    @property
+    def _samples_of_step(self) -> int:
+        """Where packs are filled in order."""
+        return self.options.packs_per_step * self.dataset.limits.window
+
     def _plan(self, position: Position, samples: int | None = None) -> Iterator[_Planned]:
         """Steps in their order, as every rank plans them."""
+        if self.options.fill == "in_order":
+            yield from self._plan_in_order(position)
+            return
         planner = Planner(self.dataset.limits, self.costs, position.waiting)
         sizes = self._sizes(position.next_sample, self._samples if samples is None else samples)
         seen, skipped, step = position.next_sample, position.skipped, position.step
@@ -206,6 +218,19 @@ class Loader:
                 after = Position(seen, planner.waiting, step, skipped)
                 yield _Planned(tuple(packs), after, tuple(faults))
                 packs, faults = [], []
+
+    def _plan_in_order(self, position: Position) -> Iterator[_Planned]:
+        """Steps of packs that each have a window of samples to choose from."""
+        start, step, limits = position.next_sample, position.step, self.dataset.limits
+        while self._samples is None or start < self._samples:
+            stop = start + self._samples_of_step
+            last = stop if self._samples is None else min(stop, self._samples)
+            windows = (
+                range(a, min(a + limits.window, last)) for a in range(start, last, limits.window)
+            )
+            packs = tuple(PackPlan(tuple(own), limits.tokens, limits.tiles) for own in windows)
+            start, step = stop, step + 1
+            yield _Planned(packs, Position(stop, (), step, position.skipped), ())
 
     def _sizes(self, start: int, stop: int | None) -> Iterator[PromptSize | Fault]:
         """What each sample takes, measured ahead where there are processes for it."""
@@ -238,9 +263,7 @@ class Loader:
             own = row[options.rank].samples if options.rank < len(row) else ()
             idle = options.idle_tiles and any(pack.tiles for pack in row)
             buckets = self._buckets[1:] if idle else self._buckets
-            tasks.append(
-                Make(own, self.dataset.limits.tokens, options.weighting, buckets, options.store)
-            )
+            tasks.append(Make(own, options.fill, options.weighting, buckets, options.store))
         return _Ordered(planned, tuple(self._workers.submit(task) for task in tasks))
 
     def _finish(self, ordered: _Ordered) -> Iterator[Step]:

@@ -44,6 +44,7 @@ def training_loader(
         rank=world.rank,
         world=world.size,
         workers=recipe.workers,
+        fill=recipe.packing.fill,
         weighting=recipe.packing.loss_weighting,
         skip_bad_samples=recipe.skip_bad_samples,
         bad_samples=Path(recipe.output) / "bad_samples.jsonl",

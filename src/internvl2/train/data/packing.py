@@ -26,12 +26,17 @@ if TYPE_CHECKING:
     from internvl2.model.rotary import Positions
 
 LossWeighting = Literal["token", "sample", "square"]
+Fill = Literal["evenly", "in_order"]
+"""How a pack is filled: with a plan over the sizes of samples, which are measured first, or with
+samples in their order as each is made, from a window of the pack's own."""
 
 IGNORED = -100
 """Label of a position from which nothing is learned."""
 PAD_TOKEN = 0
 PADDING = 512
 """Tokens of padding that see each other: few, for attention costs the square of their number."""
+MOST_REFUSED = 3
+"""Samples without room after which a pack that takes them in order is full."""
 UNEVENNESS = 1.1
 """How much more arithmetic than the mean pack a pack may hold."""
 
@@ -92,7 +97,9 @@ class PackPlan:
     """Which samples a pack holds, in their order."""
 
     samples: tuple[int, ...]
+    """Where packs are filled in order, those among which it may choose."""
     tokens: int
+    """Those of its samples, or the most that it can have."""
     tiles: int
 
 
@@ -166,6 +173,39 @@ def plan_packs(sizes: Iterable[Waiting], limits: Limits, costs: Costs) -> list[P
             packs.append(planner.next_pack())
     while planner.waiting:
         packs.append(planner.next_pack())
+    return packs
+
+
+@dataclass(slots=True)
+class Room:
+    """What is free in a pack that takes samples in their order."""
+
+    tokens: int
+    tiles: int
+    refused: int = 0
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether so many samples had no room that the pack counts as full."""
+        return self.refused == MOST_REFUSED
+
+    def take(self, tokens: int, tiles: int) -> bool:
+        """Whether there was room for a sample, which then is taken."""
+        if self.is_closed or tokens > self.tokens or tiles > self.tiles:
+            self.refused = min(self.refused + 1, MOST_REFUSED)
+            return False
+        self.tokens, self.tiles = self.tokens - tokens, self.tiles - tiles
+        return True
+
+
+def plan_in_order(sizes: Sequence[Waiting], limits: Limits) -> list[PackPlan]:
+    """Packs of a whole list of samples, each with a window of its own, the rest left out."""
+    packs = []
+    for start in range(0, len(sizes), limits.window):
+        room = Room(limits.tokens, limits.tiles)
+        window = sizes[start : start + limits.window]
+        taken = tuple(size.sample for size in window if room.take(size.tokens, size.tiles))
+        packs.append(PackPlan(taken, limits.tokens - room.tokens, limits.tiles - room.tiles))
     return packs
 
 

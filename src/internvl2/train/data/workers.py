@@ -14,7 +14,7 @@ import tempfile
 import threading
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
@@ -28,8 +28,10 @@ import numpy as np
 from internvl2.processing.processor import PromptSize
 from internvl2.train.data.dataset import Dataset, Fault, Sample
 from internvl2.train.data.packing import (
+    Fill,
     LossWeighting,
     Pack,
+    Room,
     pack_samples,
     with_tile_bucket,
     without_known_tiles,
@@ -123,10 +125,11 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Make:
-    """Make a pack of these samples."""
+    """Make a pack of samples."""
 
     samples: tuple[int, ...]
-    length: int
+    fill: Fill
+    """Evenly: of all these samples, which fit. In order: of as many as there is room for."""
     weighting: LossWeighting
     buckets: tuple[int, ...]
     """Numbers of tiles that a pack may have, ascending; those beyond its own are black."""
@@ -135,10 +138,11 @@ class Make:
 
     def __call__(self, dataset: Dataset) -> Made:
         """The pack of those samples that can be used."""
-        encoded = [dataset.encode(ordinal) for ordinal in self.samples]
-        samples = [found for found in encoded if isinstance(found, Sample)]
-        faults = tuple(found for found in encoded if isinstance(found, Fault))
-        pack = pack_samples(samples, self.length, self.weighting)
+        encoded = map(dataset.encode, self.samples)
+        if self.fill == "in_order":
+            encoded = _fitting(encoded, Room(dataset.limits.tokens, dataset.limits.tiles))
+        samples, faults = _apart(encoded)
+        pack = pack_samples(samples, dataset.limits.tokens, self.weighting)
         if self.store is not None:
             pack = without_known_tiles(pack, self.store, self._bucket(pack.num_tiles))
         bucket = self._bucket(len(pack.tiles))
@@ -146,6 +150,23 @@ class Make:
 
     def _bucket(self, tiles: int) -> int:
         return next(size for size in self.buckets if size >= tiles)
+
+
+def _apart(encoded: Iterable[Sample | Fault]) -> tuple[list[Sample], tuple[Fault, ...]]:
+    found = list(encoded)
+    samples = [each for each in found if isinstance(each, Sample)]
+    return samples, tuple(each for each in found if isinstance(each, Fault))
+
+
+def _fitting(encoded: Iterable[Sample | Fault], room: Room) -> Iterator[Sample | Fault]:
+    """Faults, and the samples for which there is room, until there is none."""
+    for found in encoded:
+        if isinstance(found, Fault) or room.take(
+            len(found.prompt.token_ids), len(found.prompt.tiles)
+        ):
+            yield found
+        if room.is_closed:
+            return
 
 
 @dataclass(frozen=True, slots=True)

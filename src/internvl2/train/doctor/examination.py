@@ -14,7 +14,7 @@ from internvl2.processing.processor import Processor
 from internvl2.train.data.dataset import Dataset
 from internvl2.train.data.formats import SampleError, join
 from internvl2.train.data.order import sample_at
-from internvl2.train.data.packing import Costs, Limits, Waiting, plan_packs
+from internvl2.train.data.packing import Costs, Limits, Waiting, plan_in_order, plan_packs
 from internvl2.train.data.workers import Workers
 from internvl2.train.doctor.findings import Finding, control_tokens
 from internvl2.train.doctor.inspection import Inspect, Inspected, Size, open_sample
@@ -197,13 +197,16 @@ class Examination:
             return None
         packing = self.recipe.packing
         limits = Limits(packing.tokens, packing.tiles, packing.window)
-        packs = len(plan_packs(sizes, limits, Costs.of(self.processor.config)))
-        tokens = sum(size.tokens for size in sizes)
+        if packing.fill == "in_order":
+            packs = plan_in_order(sizes, limits)
+        else:
+            packs = plan_packs(sizes, limits, Costs.of(self.processor.config))
+        tokens = sum(pack.tokens for pack in packs)
         return Packed(
-            samples=round(len(sizes) * samples / planned),
+            samples=round(sum(len(pack.samples) for pack in packs) * samples / planned),
             tokens=round(tokens * samples / planned),
-            packs=ceil(packs * samples / planned),
-            filled=tokens / (packs * packing.tokens),
+            packs=ceil(len(packs) * samples / planned),
+            filled=tokens / (len(packs) * packing.tokens),
             is_estimate=planned < samples or any(not tally.is_whole for tally in tallies),
         )
 

@@ -221,11 +221,11 @@ class ExactAdamW(torch.optim.Optimizer):
         )
         self._update(joined, rates)
         sizes = [len(s.weight) for s in slots]
-        _put_back(joined.weight.split(sizes), [s.weight for s in slots])
-        _put_back(joined.mean.split(sizes), [s.mean for s in slots])
-        _put_back(joined.square.split(sizes), [s.square for s in slots])
+        put_back(joined.weight.split(sizes), [s.weight for s in slots])
+        put_back(joined.mean.split(sizes), [s.mean for s in slots])
+        put_back(joined.square.split(sizes), [s.square for s in slots])
         if joined.residual is not None:
-            _put_back(joined.residual.split(sizes), [s.rest for s in slots])
+            put_back(joined.residual.split(sizes), [s.rest for s in slots])
 
     def _step_8bit(self, parameter: nn.Parameter, rates: Rates) -> None:
         state = self.state[parameter]
@@ -291,7 +291,8 @@ def move(weight: Tensor, residual: Tensor | None, distance: Tensor, keep: Tensor
     residual.copy_(halves.residual)
 
 
-def _put_back(pieces: tuple[Tensor, ...], places: list[Tensor]) -> None:
+def put_back(pieces: tuple[Tensor, ...], places: list[Tensor]) -> None:
+    """Copy what was laid end to end to where it came from."""
     torch._foreach_copy_(places, pieces)  # pyright: ignore[reportPrivateImportUsage]
 
 
