@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -150,11 +151,32 @@ def test_boxes_are_drawn_over_the_one_picture(chat: Run, tmp_path: Path):
     assert target.stat().st_size > 0
 
 
-def test_without_a_model_chat_says_which_there_are(run: Run):
-    done = run("chat", "Hello")
+@pytest.mark.parametrize("command", [("chat", "Hello", "--model"), ("info",)])
+def test_an_empty_name_is_answered_with_the_models_there_are(run: Run, command: tuple[str, ...]):
+    done = run(*command, "")
     assert done.code == 2
-    for word in ("--model", "directory", "OpenGVLab/InternVL2-2B", "internvl2-1b"):
+    for word in ("empty", "directory", "OpenGVLab/InternVL2-2B", "nano", "internvl2-1b"):
         assert word in done.err
+
+
+def test_every_command_that_answers_names_its_model_once(run: Run, chat: Run, tmp_path: Path):
+    (tmp_path / "in.jsonl").write_text('{"question": "Hello", "answer": "Hi"}\n')
+    files = (tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    small = ("--model", MODEL, "--max-tokens", 2)
+    ended = [
+        *(chat("Hello"), chat("Hello", "--json")),
+        *(run("generate", *files, *small), run("eval", files[0], *small)),
+    ]
+    line = rf"model: {re.escape(str(MODEL))}, 0\.\d+M weights, \w+, \w+(:\d)?"
+    for done in ended:
+        named = [one for one in done.err.splitlines() if "model" in one]
+        assert len(named) == 1
+        assert re.fullmatch(line, named[0])
+
+
+def test_info_describes_the_built_in_model_where_none_is_named(run: Run):
+    assert json.loads(run("info", "--json").out)["name"] == "nano"
+    assert run("info").out == run("info", "nano").out
 
 
 def test_info_needs_no_more_than_a_config(run: Run, tmp_path: Path):

@@ -40,7 +40,8 @@ def fenced(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    joined = "".join(fenced("bash")).replace("\\\n", " ")
+    """The commands of the page, with a smaller model than the one that is built in."""
+    joined = "".join(fenced("bash")).replace("\\\n", " ").replace("--model nano", "--model ./nano")
     return [line for line in joined.splitlines() if line.strip()]
 
 
@@ -144,7 +145,7 @@ def test_the_example_of_fine_tuning_is_short_and_asks_what_it_has_tuned(
     assert len(example.read_text().splitlines()) <= 40
     make_nano(tmp_path / "nano")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
-    command = [sys.executable, str(example), "nano", "tuned"]
+    command = [sys.executable, str(example), "./nano", "tuned"]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert done.stdout.strip()
     assert (tmp_path / "tuned" / "adapter_model.safetensors").is_file()

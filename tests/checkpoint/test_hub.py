@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from internvl2.checkpoint.hub import hub_id, resolve
+from internvl2.checkpoint.hub import Located, hub_id, lasting_name, locate, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -218,3 +218,25 @@ def test_other_repositories_keep_their_names():
 def test_a_directory_has_no_revision(tmp_path: Path):
     with pytest.raises(ValueError, match=r"is no model on the hub, so there is no revision 'v2'"):
         resolve(tmp_path, revision="v2")
+
+
+def test_a_folder_near_by_does_not_hide_the_built_in_model(tmp_path: Path, monkeypatch):
+    (tmp_path / "nano").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert (resolve("nano") / "config.json").is_file()
+    assert lasting_name("nano") == "nano"
+    assert resolve("./nano") == resolve(Path("nano")) == Path("nano")
+    assert lasting_name("./nano") == str(tmp_path / "nano")
+
+
+def test_a_model_is_told_by_its_name_and_where_it_is_from(tmp_path: Path):
+    assert locate("nano").origin == "nano (in the package)"
+    assert locate(tmp_path).origin == str(tmp_path)
+    downloaded = Located(tmp_path, "internvl2-2b", tmp_path / "mine")
+    assert downloaded.origin == f"OpenGVLab/InternVL2-2B (from the hub) with {tmp_path / 'mine'}"
+
+
+def test_an_adapter_brings_the_name_of_its_base(tmp_path: Path):
+    config = {"peft_type": "LORA", "base_model_name_or_path": "nano", "r": 1, "lora_alpha": 1}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q"]}))
+    assert locate(tmp_path).origin == f"nano (in the package) with {tmp_path}"

@@ -10,7 +10,7 @@ from internvl2.checkpoint.adapter_config import FILE, is_adapter_directory, read
 from internvl2.family import MEMBERS, find
 
 EMBEDDED = "nano"
-"""The model that is in the package."""
+"""The model that is in the package, and the one that is meant where none is named."""
 WANTED = (
     "config.json",
     "generation_config.json",
@@ -38,7 +38,20 @@ class Located:
     """Where a model lies, and the adapter that belongs into it."""
 
     directory: Path
+    name: str
+    """As it was asked for, or as its adapter names it."""
     adapter: Path | None = None
+
+    @property
+    def origin(self) -> str:
+        """What the model is and where it is from, in few words."""
+        if self.name == EMBEDDED:
+            base = f"{EMBEDDED} (in the package)"
+        elif Path(self.name).is_dir():
+            base = self.name
+        else:
+            base = f"{hub_id(self.name)} (from the hub)"
+        return base if self.adapter is None else f"{base} with {self.adapter}"
 
 
 def locate(
@@ -50,10 +63,11 @@ def locate(
     """
     directory = resolve(model, revision=revision)
     if not is_adapter_directory(directory):
-        return Located(directory, None if adapter is None else _resolve_adapter(adapter))
+        found = None if adapter is None else _resolve_adapter(adapter)
+        return Located(directory, str(model), found)
     if adapter is not None:
         raise ValueError(f"{model} is an adapter itself; one model takes one adapter")
-    return Located(_base_of(directory), directory)
+    return _with_base(directory)
 
 
 def _resolve_adapter(adapter: str | Path) -> Path:
@@ -67,8 +81,8 @@ def _resolve_adapter(adapter: str | Path) -> Path:
     return resolve(adapter)
 
 
-def _base_of(adapter: Path) -> Path:
-    """The directory of the model that an adapter was trained on."""
+def _with_base(adapter: Path) -> Located:
+    """An adapter and the model that it was trained on."""
     described = read_adapter_config(adapter)
     advice = f"give the model that it belongs to: --model MODEL --adapter {adapter}"
     if described.base is None:
@@ -81,36 +95,35 @@ def _base_of(adapter: Path) -> Path:
         ) from None
     if is_adapter_directory(base):
         raise ValueError(f"{adapter} is an adapter of {base}, which is an adapter itself; {advice}")
-    return base
+    return Located(base, described.base, adapter)
 
 
 def resolve(model: str | Path, *, revision: str | None = None, weights: bool = True) -> Path:
     """The directory of a model: itself, or where the hub's files of that name lie.
 
     `model` is a directory, a short name (`internvl2-8b`), a hub id (`OpenGVLab/InternVL2-8B`), or
-    `nano`, which is in the package. Without `weights` a download leaves them out, which is enough
-    to encode conversations.
+    `nano`, which is in the package even where a directory of that name is near: that is `./nano`,
+    or a `Path`. Without `weights` a download leaves them out, which is enough to encode
+    conversations.
     """
-    path = Path(model)
-    if revision is not None and (path.is_dir() or str(model) == EMBEDDED):
+    path = Path(str(files("internvl2") / "assets" / EMBEDDED)) if model == EMBEDDED else Path(model)
+    if revision is not None and path.is_dir():
         raise ValueError(f"{model} is no model on the hub, so there is no revision {revision!r}")
     if path.is_dir():
         return path
     if path.exists():
         raise ValueError(f"{model} is a file; give the directory that holds config.json")
     name = str(model)
-    if name == EMBEDDED:
-        return Path(str(files("internvl2") / "assets" / EMBEDDED))
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise FileNotFoundError(f"there is no directory {name}")
     return download(hub_id(name), revision=revision, weights=weights)
 
 
 def lasting_name(model: str | Path) -> str:
-    """A model's name that means the same in every directory: an absolute path, or a hub id."""
-    if Path(model).is_dir():
-        return str(Path(model).absolute())
-    return EMBEDDED if str(model) == EMBEDDED else hub_id(str(model))
+    """A model's name that means the same in every directory: `nano`, a whole path, or a hub id."""
+    if model == EMBEDDED:
+        return EMBEDDED
+    return str(Path(model).absolute()) if Path(model).is_dir() else hub_id(str(model))
 
 
 def hub_id(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from internvl2.checkpoint.hub import EMBEDDED
 from internvl2.cli.loading import LoadedEngine, load_engine, require_model
 from internvl2.cli.options import LoadOptions, MediaOptions, ModelName, SamplingOptions, as_typed
 
@@ -28,8 +29,8 @@ class Chat:
 
     question: Annotated[Positional[str | None], as_typed("QUESTION")] = None
     """The question; read from standard input where that is a pipe or a file."""
-    model: ModelName = None
-    """Directory of a checkpoint, hub id (OpenGVLab/InternVL2-2B) or short name (internvl2-2b)."""
+    model: ModelName = EMBEDDED
+    """Directory, hub id (OpenGVLab/InternVL2-2B) or short name (internvl2-2b); nano is built in."""
     image: Annotated[
         UseAppendAction[tuple[str, ...]], arg(aliases=("--image-path",), metavar="PATH|URL")
     ] = ()
@@ -111,15 +112,15 @@ class Chat:
 
         system = [] if self.system is None else [Message.system(self.system)]
         conversation = [*system, self._message(question)]
-        params, encoding = self.sampling.params(), self.media.encoding()
+        params, clock = self.sampling.params(), report.Clock()
+        prompt = loaded.engine.encode(conversation, self.media.encoding())
+        loaded.introduce()
         if self.json:
-            answer = loaded.engine.answer(conversation, params, encoding)
+            answer = loaded.engine.answer(prompt, params)
             text = answer.text
-            print(report.as_json(str(self.model), answer, loaded.load_s))
+            print(report.as_json(self.model, answer, loaded.load_s))
         else:
-            clock = report.Clock()
-            outputs = loaded.engine.stream(conversation, params, encoding)
-            text = write(clock.watch(outputs))
+            text = write(clock.watch(loaded.engine.stream(prompt, params)))
             print(clock.summary(loaded.load_s), file=sys.stderr)
         if self.save_boxes is not None:
             self._save_boxes(text, self.save_boxes)
@@ -137,9 +138,10 @@ class Chat:
         from internvl2.cli.session import Session
 
         chat = loaded.engine.chat(self.system, self.sampling.params(), self.media.encoding())
-        session = Session(chat, self.media, str(self.model))
+        session = Session(chat, self.media, self.model)
         session.pictures.extend(self.pictures)
         session.video = self.video
+        loaded.introduce()
         session.run()
 
 

@@ -18,7 +18,7 @@ class Convert:
     """Write a checkpoint in the layout of another program; DST must not exist yet."""
 
     source: Annotated[Positional[str], arg(metavar="SRC")]
-    """Directory of a checkpoint or of an adapter, hub id or short name."""
+    """Directory of a checkpoint or of an adapter, hub id or short name; nano is built in."""
     target: Annotated[Positional[Path], arg(metavar="DST")]
     """Directory to make; it appears when everything is written and was read back."""
     layout: Literal["opengvlab", "hf", "paddlemix"]
@@ -43,8 +43,9 @@ class Convert:
         found = find_model(self.source, self.adapter, self.revision, offline=self.offline)
         done = convert(found.directory, self.target, self.layout, self.dtype, adapter=found.adapter)
         logger.info(
-            "wrote %s (%s -> %s): %d tensors, %.1f MB, read back and equal",
+            "wrote %s from %s (%s -> %s): %d tensors, %.1f MB, read back and equal",
             done.directory,
+            found.origin,
             done.source_layout,
             done.layout,
             done.tensors,

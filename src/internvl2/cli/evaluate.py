@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from internvl2 import console
+from internvl2.checkpoint.hub import EMBEDDED
 from internvl2.cli.loading import find_model, load_engine, require_model
 from internvl2.cli.options import LoadOptions, MediaOptions, ModelName, as_typed, require_within
 
@@ -69,8 +70,8 @@ class Eval:
     """Questions of each part of the suite; 500 unless given."""
     difficulty: Annotated[float | None, arg(metavar="SHARE")] = None
     """0 to 1, of the suite's pictures: smaller and longer text, more styles; 1 unless given."""
-    model: ModelName = None
-    """Directory of a checkpoint, hub id (OpenGVLab/InternVL2-2B) or short name (internvl2-2b)."""
+    model: ModelName = EMBEDDED
+    """Directory, hub id (OpenGVLab/InternVL2-2B) or short name (internvl2-2b); nano is built in."""
     metric: UseAppendAction[tuple[MetricName, ...]] = ()
     """How answers are scored; repeat it for several. exact_match and anls unless given."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
@@ -98,6 +99,7 @@ class Eval:
         with loaded.engine as engine:
             settings = self._settings(engine, quiz)
             results = None if self.out is None else Results(self.out, settings)
+            loaded.introduce()
             with results or nullcontext():
                 rows = quiz.rows(self._ask(engine, quiz, results))
                 if results is not None:

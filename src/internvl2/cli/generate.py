@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from internvl2 import console
+from internvl2.checkpoint.hub import EMBEDDED
 from internvl2.cli.loading import load_engine, require_model
 from internvl2.cli.options import LoadOptions, MediaOptions, ModelName, SamplingOptions, as_typed
 
@@ -34,8 +35,8 @@ class Generate:
     """Requests."""
     target: Annotated[Positional[Path], arg(metavar="OUT.jsonl")]
     """Answers; a run that was interrupted goes on where it ended."""
-    model: ModelName = None
-    """Directory of a checkpoint, hub id (OpenGVLab/InternVL2-2B) or short name (internvl2-2b)."""
+    model: ModelName = EMBEDDED
+    """Directory, hub id (OpenGVLab/InternVL2-2B) or short name (internvl2-2b); nano is built in."""
     system: Annotated[str | None, as_typed("TEXT")] = None
     """Instructions before every conversation that has none of its own."""
     media: MediaOptions = field(default_factory=MediaOptions)
@@ -49,6 +50,7 @@ class Generate:
         self._check()
         done = resume(self.target)
         loaded = load_engine(self.model, self.load, self.media)
+        loaded.introduce()
         with (
             loaded.engine as engine,
             self.target.open("a", encoding="utf-8") as file,

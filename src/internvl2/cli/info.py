@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from internvl2.checkpoint.hub import EMBEDDED, resolve
 from internvl2.cli.about_adapter import AboutAdapter, describe_adapter
 from internvl2.cli.loading import require_model
 from internvl2.cli.options import AdapterName
@@ -24,9 +25,8 @@ PICTURE_TILES = 13
 class Info:
     """Say what a model is: shape, parameters, memory, template, special tokens."""
 
-    model: Annotated[Positional[str], arg(metavar="NAME|PATH")]
-    """Short name (internvl2-2b), hub id (OpenGVLab/InternVL2-2B), or directory of a checkpoint or
-    of an adapter."""
+    model: Annotated[Positional[str], arg(metavar="NAME|PATH")] = EMBEDDED
+    """Short name (internvl2-2b), hub id, or directory of a model or adapter; nano is built in."""
     adapter: AdapterName = None
     """Directory of an adapter for the model, to describe both."""
     json: bool = False
@@ -47,7 +47,7 @@ class Info:
         """The model and the adapter; an adapter whose base is not here is described alone."""
         from internvl2.checkpoint.adapter_config import is_adapter_directory
 
-        if not is_adapter_directory(Path(model)):
+        if model == EMBEDDED or not is_adapter_directory(Path(model)):
             given = None if self.adapter is None else describe_adapter(Path(self.adapter))
             return describe(model), given
         if self.adapter is not None:
@@ -113,11 +113,12 @@ def describe(model: str) -> About:
     from internvl2 import family
     from internvl2.processing.template import find_template
 
-    if Path(model).is_dir():
+    if model == EMBEDDED or Path(model).is_dir():
         from internvl2.checkpoint.config_files import read_config
 
-        config = read_config(Path(model))
-        return _about(model, config, _ids_from_files(Path(model), config))
+        directory = resolve(model)
+        config = read_config(directory)
+        return _about(model, config, _ids_from_files(directory, config))
     if Path(model).exists() or model.startswith((".", "/", "~")):
         raise ValueError(f"{model} is not the directory of a checkpoint")
     member = family.find(model)
@@ -132,7 +133,7 @@ def _describe_known(base: str) -> About | None:
     """The model that an adapter names, if it is here or in the family table."""
     from internvl2 import family
 
-    if not Path(base).is_dir():
+    if base != EMBEDDED and not Path(base).is_dir():
         try:
             family.find(base)
         except ValueError:

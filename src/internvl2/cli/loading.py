@@ -1,6 +1,7 @@
 """The engine that a command asked for, and how long it took to load."""
 
 import os
+import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,13 +15,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """An engine and its price."""
+    """An engine, what is in it, and its price."""
 
     engine: "Engine"
+    origin: str
     load_s: float
 
+    def introduce(self) -> None:
+        """Names the model on standard error, once all is known to be well."""
+        from internvl2.family import parameters
 
-def load_engine(model: str | None, options: LoadOptions, media: MediaOptions) -> LoadedEngine:
+        count = parameters(self.engine.model.config).total
+        size = f"{count / 1e9:.3g}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
+        weight = self.engine.model.decoder.embedding.weight
+        dtype = str(weight.dtype).removeprefix("torch.")
+        words = f"model: {self.origin}, {size} weights, {dtype}, {weight.device}"
+        print(words, file=sys.stderr, flush=True)
+
+
+def load_engine(model: str, options: LoadOptions, media: MediaOptions) -> LoadedEngine:
     """Loads a model by name or path."""
     name = require_model(model)
     started = time.perf_counter()
@@ -36,7 +49,7 @@ def load_engine(model: str | None, options: LoadOptions, media: MediaOptions) ->
         options=EngineOptions(max_context=options.max_context),
     )
     engine.processor.pictures = PictureOptions(official=media.official_pictures)
-    return LoadedEngine(engine, time.perf_counter() - started)
+    return LoadedEngine(engine, found.origin, time.perf_counter() - started)
 
 
 def find_model(
@@ -50,13 +63,15 @@ def find_model(
     return locate(model, adapter, revision=revision)
 
 
-def require_model(model: str | None) -> str:
-    """The model that was asked for; without one, the error says what names and paths there are."""
+def require_model(model: str) -> str:
+    """The model that was asked for; of an empty name, the error says which there are."""
+    from internvl2.checkpoint.hub import EMBEDDED
     from internvl2.family import MEMBERS
 
     if model:
         return model
     raise ValueError(
-        "no model: give --model with a directory that holds a checkpoint (config.json and "
-        f"weights), a hub id such as OpenGVLab/InternVL2-2B, or a short name: {', '.join(MEMBERS)}"
+        "the name of the model is empty: give a directory that holds a checkpoint (config.json and "
+        "weights), a hub id such as OpenGVLab/InternVL2-2B, or a short name: "
+        f"{', '.join([EMBEDDED, *MEMBERS])}"
     )

@@ -34,9 +34,7 @@ def as_typed(metavar: str, *choices: str) -> PrimitiveConstructorSpec[Any]:
 
 Dtype = Literal["bfloat16", "float16", "float32", "bf16", "fp16", "fp32"]
 
-ModelName = Annotated[
-    str | None, arg(aliases=("-m", "--model-name-or-path")), as_typed("NAME|PATH")
-]
+ModelName = Annotated[str, arg(aliases=("-m", "--model-name-or-path")), as_typed("NAME|PATH")]
 """`--model`, in PaddleMIX's spelling too."""
 
 AdapterName = Annotated[str | None, as_typed("DIR|HUB_ID")]

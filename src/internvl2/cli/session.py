@@ -54,7 +54,7 @@ class Session:
 
     def run(self) -> None:
         """The conversation, to its end."""
-        _tell(f"{self.model}: ask, or /help for commands, Ctrl-D to end")
+        _tell("Ask, or /help for commands, Ctrl-D to end")
         with _history():
             for line in _lines():
                 if line in ("/quit", "/exit", "/bye"):

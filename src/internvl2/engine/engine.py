@@ -17,7 +17,7 @@ from types import TracebackType
 
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
-from internvl2.checkpoint.hub import locate
+from internvl2.checkpoint.hub import EMBEDDED, locate
 from internvl2.checkpoint.store import load_model
 from internvl2.engine.answer_text import AnswerText
 from internvl2.engine.batch import Answered, Batch, Work
@@ -108,7 +108,7 @@ class Engine:
     @classmethod
     def load(
         cls,
-        model: str | Path,
+        model: str | Path = EMBEDDED,
         *,
         device: str | None = None,
         dtype: str | None = None,
@@ -116,7 +116,7 @@ class Engine:
         options: EngineOptions | None = None,
         adapter: str | Path | None = None,
     ) -> "Engine":
-        """An engine for a model directory, a hub id, or a short name of the family.
+        """An engine for a model directory, a hub id, or a short name; for nano without any.
 
         An adapter, by directory or hub id, is merged in; an adapter as `model` brings its base.
         """
