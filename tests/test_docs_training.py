@@ -26,22 +26,24 @@ from internvl2.processing.processor import Processor
 
 ROOT = Path(__file__).parents[1]
 RECEIPTS = ROOT / "examples" / "receipts"
+WALK, FLAGS = "From ten pictures to a tuned model", "Nano learns flags"
 SHORT = ("--max-tokens", "8")
+GAIN = 0.3
+"""Of exact answers, in the short version of what the page does in more steps."""
 
 
-def walk() -> str:
-    """The section of the page."""
+def section(title: str) -> str:
     page = (ROOT / "docs" / "training.md").read_text("utf-8")
-    return page.split("## From ten pictures to a tuned model\n")[1].split("\n## ")[0]
+    return page.split(f"## {title}\n")[1].split("\n## ")[0]
 
 
-def fenced(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", walk(), re.DOTALL | re.MULTILINE)
+def fenced(language: str, title: str = WALK) -> list[str]:
+    """What stands in blocks of that language in a section of the page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", section(title), re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[str]:
-    """The commands of the page, with a smaller model than the one that is built in."""
-    joined = "".join(fenced("bash")).replace("\\\n", " ").replace("--model nano", "--model ./nano")
+def commands(title: str = WALK) -> list[str]:
+    joined = "".join(fenced("bash", title)).replace("\\\n", " ")
     return [line for line in joined.splitlines() if line.strip()]
 
 
@@ -106,7 +108,8 @@ def test_every_command_from_ten_pictures_to_a_tuned_model_runs(
     make_nano(tmp_path / "nano")
     monkeypatch.chdir(tmp_path)
     printed = {}
-    for line in commands():
+    for page_line in commands():
+        line = page_line.replace("--model nano", "--model ./nano")
         assert run(line) == 0, (line, capsys.readouterr().err)
         printed[line.split(" --")[0]] = capsys.readouterr().out
     check_printed(printed)
@@ -135,6 +138,48 @@ def check_files(folder: Path) -> None:
     assert (folder / "total.png").is_file()
     config = json.loads((folder / "receipts-hf" / "config.json").read_text("utf-8"))
     assert config["architectures"] == ["InternVLForConditionalGeneration"]
+
+
+@pytest.mark.slow
+def test_every_command_of_the_lesson_in_flags_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_nano(tmp_path / "nano")
+    monkeypatch.chdir(tmp_path)
+    fewer = {"--count 800": "--count 12", "--count 200": "--count 3"}
+    for line in lesson(fewer):
+        tiny = line if " data make " in line else f"{line} --model ./nano"
+        assert run(tiny) == 0, tiny
+    assert len(records(tmp_path / "flags-test" / "samples.jsonl")) == 3
+    assert (tmp_path / "runs" / "flags" / "adapter_model.safetensors").is_file()
+    assert any((tmp_path / "runs" / "nano-features").iterdir())
+
+
+@pytest.mark.skipif(not (resolve("nano") / "model.safetensors").is_file(), reason="untrained")
+@pytest.mark.slow
+def test_nano_learns_flags_that_it_has_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The lesson with fewer pictures, each seen as often."""
+    monkeypatch.chdir(tmp_path)
+    fewer = {"--count 800": "--count 240", "--count 200": "--count 60"}
+    exact = []
+    for line in lesson(fewer):
+        asked = " eval " in line
+        assert run(f"{line} --json" if asked else line) == 0, (line, capsys.readouterr().err)
+        printed = capsys.readouterr().out
+        if asked:
+            exact.append(json.loads(printed)["scores"]["exact_match"])
+    before, after = exact
+    assert before < 0.1
+    assert after - before >= GAIN
+
+
+def lesson(fewer: dict[str, str]) -> list[str]:
+    """The commands of the lesson in flags, with smaller sets."""
+    text = "\n".join(commands(FLAGS))
+    assert all(count in text for count in fewer)
+    for count, smaller in fewer.items():
+        text = text.replace(count, smaller)
+    return text.splitlines()
 
 
 @pytest.mark.slow

@@ -43,7 +43,15 @@ NANO = ("nano", *(f"nano-{stage}" for stage in range(1, 5)))
 
 
 def test_every_released_size_has_a_recipe():
-    assert set(names()) == OFFICIAL.keys() | PADDLEMIX.keys() | LORA.keys() | set(NANO)
+    assert set(names()) == OFFICIAL.keys() | PADDLEMIX.keys() | LORA.keys() | {*NANO, "nano-lora"}
+
+
+def test_the_adapters_of_nano_learn_beside_a_tower_that_sees_each_picture_once():
+    recipe = Recipe.read("nano-lora")
+    assert recipe.model == "nano"
+    assert recipe.lora.decoder_rank > 0
+    assert recipe.feature_cache is not None
+    assert recipe.packing.tokens >= recipe.packing.tiles * (256 + 32)
 
 
 @pytest.mark.parametrize("name", NANO)
