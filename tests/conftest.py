@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NEEDS = {
-    "tyro": ["test_cli*.py", "test_docs_training.py"],
+    "tyro": ["test_cli*.py", "test_docs_training.py", "test_nano.py"],
     "av": ["*/test_video.py", "*/test_preprocessing.py"],
     "rapidfuzz": ["*/test_metrics.py", "*/test_evaluate.py"],
 }
