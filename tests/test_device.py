@@ -1,4 +1,18 @@
-from internvl2.device import _room_in_group
+import torch
+
+from internvl2.device import _room_in_group, threads
+
+
+def test_threads_are_as_many_as_before_when_the_work_is_done_or_fails():
+    usual = torch.get_num_threads()
+    seen = []
+    try:
+        with threads(usual + 1):
+            seen.append(torch.get_num_threads())
+            raise ValueError("the work fails")
+    except ValueError:
+        seen.append(torch.get_num_threads())
+    assert seen == [usual + 1, usual]
 
 
 def test_cached_files_count_as_free_memory_of_a_control_group(tmp_path):

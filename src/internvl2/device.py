@@ -3,6 +3,8 @@
 torch is imported when a function needs it, so that `--help` does not wait for it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +84,19 @@ def synchronize(device: "torch.device") -> None:
 
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Has torch compute with so many threads on the CPU for a while."""
+    import torch
+
+    usual = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def _cpu_multiplies_bf16() -> bool:

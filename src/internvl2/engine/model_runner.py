@@ -5,6 +5,7 @@ lives in buffers at fixed addresses, with lengths and block tables on the device
 once, for the sampled ids. The last block of the cache is scratch that padding writes to.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from internvl2 import device as devices
 from internvl2.engine.sampler import RawLogprobs, SamplingBatch, sample, upload
 from internvl2.engine.scheduler import Chunk, Step
 from internvl2.engine.sequence import Logprobs, Sequence, TokenLogprob
@@ -19,6 +21,10 @@ from internvl2.engine.vision_cache import VisionCache, overlapping
 from internvl2.model.attention import DecodeSpan, PagedAttention, PrefillSpan
 from internvl2.model.internvl import InternVL
 from internvl2.model.rotary import Positions
+
+SMALL_STEP = 2**28
+"""Products of numbers in a step of written tokens that one thread of a CPU does soonest: it is done
+in the time that other threads need to wake up for each of a hundred small matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,7 @@ class ModelRunner:
         self.vision = VisionCache(
             model, self.device, max_bytes=options.vision_bytes, max_tiles=options.vision_tiles
         )
+        self._weights = sum(weight.numel() for weight in model.decoder.parameters())
         self._scratch_slot = options.num_blocks * options.block_size
         rows = self._bucket(options.max_sequences)
         blocks = -(-options.longest // options.block_size)
@@ -101,7 +108,8 @@ class ModelRunner:
         sampling = [chunk.sequence for chunk in step.chunks if chunk.samples]
         batch = SamplingBatch.of(sampling, self.device)
         self._clear_begun_blocks(step.chunks)
-        logits = self._prompts(step) if step.prefills else self._decodes(step.decodes)
+        with self._threads(step):
+            logits = self._prompts(step) if step.prefills else self._decodes(step.decodes)
         for chunk in step.prefills:
             if chunk.stop >= chunk.sequence.prompt_length:
                 self.vision.release(chunk.sequence.id)
@@ -118,6 +126,10 @@ class ModelRunner:
     def release(self, sequence: Sequence) -> None:
         """Forgets what is kept for a sequence that has ended."""
         self.vision.release(sequence.id)
+
+    def _threads(self, step: Step) -> AbstractContextManager[None]:
+        is_small = not step.prefills and step.num_tokens * self._weights < SMALL_STEP
+        return devices.threads(1) if is_small and self.device.type == "cpu" else nullcontext()
 
     def _clear_begun_blocks(self, chunks: tuple[Chunk, ...]) -> None:
         """Empties the blocks that this step begins and does not fill.

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -164,17 +164,50 @@ def _decode_attention(
     values: Float[Tensor, "blocks block_size kv_heads head_dim"],
     span: DecodeSpan,
 ) -> Float[Tensor, "sequences heads head_dim"]:
+    if q.device.type == "cpu":
+        return _grouped_decode_attention(q, keys, values, span)
     k = rearrange(keys[span.block_tables], "s n b h d -> s h (n b) d")
     v = rearrange(values[span.block_tables], "s n b h d -> s h (n b) d")
-    visible = torch.arange(k.shape[2], device=q.device) < span.context_lens[:, None]
     out = F.scaled_dot_product_attention(
         rearrange(q, "s h d -> s h 1 d"),
         k,
         v,
-        attn_mask=rearrange(visible, "s t -> s 1 1 t"),
+        attn_mask=_visible(span, k.shape[2]),
         enable_gqa=True,
     )
     return rearrange(out, "s h 1 d -> s h d")
+
+
+def _grouped_decode_attention(
+    q: Float[Tensor, "sequences heads head_dim"],
+    keys: Float[Tensor, "blocks block_size kv_heads head_dim"],
+    values: Float[Tensor, "blocks block_size kv_heads head_dim"],
+    span: DecodeSpan,
+) -> Float[Tensor, "sequences heads head_dim"]:
+    """The same for a CPU: heads that share keys are queries of one product.
+
+    PyTorch's kernel would read the keys once a head, 2 to 6 times as slow in bf16; and whole blocks
+    are gathered 5 times as fast as by an index of several dimensions.
+    """
+    (sequences, blocks), (_, size, kv_heads, _) = span.block_tables.shape, keys.shape
+    table = span.block_tables.flatten()
+    k, v = (
+        rearrange(x.index_select(0, table), "(s n) b h d -> s h (n b) d", s=sequences)
+        for x in (keys, values)
+    )
+    out = F.scaled_dot_product_attention(
+        rearrange(q, "s (h g) d -> s h g d", h=kv_heads),
+        k,
+        v,
+        attn_mask=_visible(span, blocks * size),
+    )
+    return rearrange(out, "s h g d -> s (h g) d")
+
+
+def _visible(span: DecodeSpan, places: int) -> Bool[Tensor, "sequences 1 1 places"]:
+    """Which of the gathered places hold tokens of their sequence."""
+    visible = torch.arange(places, device=span.context_lens.device) < span.context_lens[:, None]
+    return rearrange(visible, "s t -> s 1 1 t")
 
 
 def _has_varlen_kernel(q: Tensor) -> bool:
