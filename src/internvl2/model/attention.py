@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -165,49 +165,42 @@ def _decode_attention(
     span: DecodeSpan,
 ) -> Float[Tensor, "sequences heads head_dim"]:
     if q.device.type == "cpu":
-        return _grouped_decode_attention(q, keys, values, span)
+        lengths = span.context_lens.tolist()
+        rows = zip(q, span.block_tables, lengths, strict=True)
+        return torch.stack([_attend_one(x, keys, values, table, n) for x, table, n in rows])
     k = rearrange(keys[span.block_tables], "s n b h d -> s h (n b) d")
     v = rearrange(values[span.block_tables], "s n b h d -> s h (n b) d")
+    visible = torch.arange(k.shape[2], device=q.device) < span.context_lens[:, None]
     out = F.scaled_dot_product_attention(
         rearrange(q, "s h d -> s h 1 d"),
         k,
         v,
-        attn_mask=_visible(span, k.shape[2]),
+        attn_mask=rearrange(visible, "s t -> s 1 1 t"),
         enable_gqa=True,
     )
     return rearrange(out, "s h 1 d -> s h d")
 
 
-def _grouped_decode_attention(
-    q: Float[Tensor, "sequences heads head_dim"],
+def _attend_one(
+    q: Float[Tensor, "heads head_dim"],
     keys: Float[Tensor, "blocks block_size kv_heads head_dim"],
     values: Float[Tensor, "blocks block_size kv_heads head_dim"],
-    span: DecodeSpan,
-) -> Float[Tensor, "sequences heads head_dim"]:
-    """The same for a CPU: heads that share keys are queries of one product.
+    blocks: Int[Tensor, " blocks"],
+    length: int,
+) -> Float[Tensor, "heads head_dim"]:
+    """One new token of a sequence of this length, on a CPU, where padding would cost time.
 
-    PyTorch's kernel would read the keys once a head, 2 to 6 times as slow in bf16; and whole blocks
-    are gathered 5 times as fast as by an index of several dimensions.
+    Heads that share keys are queries of one product: PyTorch's kernel for grouped queries reads the
+    keys once a head, which takes 2 to 6 times as long in bf16.
     """
-    (sequences, blocks), (_, size, kv_heads, _) = span.block_tables.shape, keys.shape
-    table = span.block_tables.flatten()
+    size, kv_heads = keys.shape[1:3]
+    used = blocks[: -(-length // size)]
     k, v = (
-        rearrange(x.index_select(0, table), "(s n) b h d -> s h (n b) d", s=sequences)
+        rearrange(x.index_select(0, used), "n b h d -> 1 h (n b) d")[:, :, :length]
         for x in (keys, values)
     )
-    out = F.scaled_dot_product_attention(
-        rearrange(q, "s (h g) d -> s h g d", h=kv_heads),
-        k,
-        v,
-        attn_mask=_visible(span, blocks * size),
-    )
-    return rearrange(out, "s h g d -> s (h g) d")
-
-
-def _visible(span: DecodeSpan, places: int) -> Bool[Tensor, "sequences 1 1 places"]:
-    """Which of the gathered places hold tokens of their sequence."""
-    visible = torch.arange(places, device=span.context_lens.device) < span.context_lens[:, None]
-    return rearrange(visible, "s t -> s 1 1 t")
+    out = F.scaled_dot_product_attention(rearrange(q, "(h g) d -> 1 h g d", h=kv_heads), k, v)
+    return rearrange(out, "1 h g d -> (h g) d")
 
 
 def _has_varlen_kernel(q: Tensor) -> bool:
