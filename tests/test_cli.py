@@ -238,3 +238,16 @@ def close_output(process: "subprocess.Popen[bytes]") -> None:
 def test_a_picture_is_cut_as_the_model_wants_it_unless_told():
     assert MediaOptions().encoding().max_tiles is None
     assert MediaOptions(max_tiles=3).encoding().max_tiles == 3
+
+
+@pytest.mark.parametrize(("given", "spins"), [({}, "3000"), ({"OMP_WAIT_POLICY": "active"}, None)])
+def test_threads_do_not_spin_for_long_unless_the_user_says_how_they_wait(
+    given: dict[str, str], spins: str | None, monkeypatch: Any
+):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    main(["--help"])
+    assert os.environ.get("GOMP_SPINCOUNT") == spins

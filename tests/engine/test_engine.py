@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -241,3 +242,17 @@ def test_aborted_requests_free_every_block(make_engine, make_prompt, requests, a
 def test_what_is_no_conversation_is_refused_in_one_line(make_engine, request_):
     with pytest.raises(ValueError, match=r"a conversation (is a list of Message|has a)"):
         make_engine().answer(request_, TEN)
+
+
+def test_small_steps_of_written_tokens_take_one_thread_of_a_cpu(make_engine, make_prompt):
+    engine, seen, usual = make_engine(), [], torch.get_num_threads()
+    hook = engine.model.decoder.register_forward_hook(
+        lambda *_: seen.append(torch.get_num_threads())
+    )
+    torch.set_num_threads(2)
+    try:
+        engine.answer(make_prompt([4, 5, 6]), SamplingParams(max_tokens=3, ignore_eos=True))
+        assert (seen, torch.get_num_threads()) == ([2, 1, 1], 2)
+    finally:
+        hook.remove()
+        torch.set_num_threads(usual)
