@@ -185,7 +185,7 @@ def _attend_one(
     q: Float[Tensor, "heads head_dim"],
     keys: Float[Tensor, "blocks block_size kv_heads head_dim"],
     values: Float[Tensor, "blocks block_size kv_heads head_dim"],
-    blocks: Int[Tensor, " blocks"],
+    table: Int[Tensor, " entries"],
     length: int,
 ) -> Float[Tensor, "heads head_dim"]:
     """One new token of a sequence of this length, on a CPU, where padding would cost time.
@@ -194,7 +194,7 @@ def _attend_one(
     keys once a head, which takes 2 to 6 times as long in bf16.
     """
     size, kv_heads = keys.shape[1:3]
-    used = blocks[: -(-length // size)]
+    used = table[: -(-length // size)]
     k, v = (
         rearrange(x.index_select(0, used), "n b h d -> 1 h (n b) d")[:, :, :length]
         for x in (keys, values)
