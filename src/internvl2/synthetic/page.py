@@ -73,9 +73,9 @@ def any_shape(draw: Draw) -> Shape:
 
 
 def letter_size(draw: Draw, difficulty: float) -> float:
-    """A height of letters in pixels of a tile: 14 to 44, smaller the more difficult."""
-    low = 20 - 6.5 * difficulty
-    return low + (44 - low) * draw.number(0, 1) ** 2.5
+    """A height of letters in pixels of a tile: 14 to 74, smaller the more difficult."""
+    low, high = 20 - 6.5 * difficulty, 74 - 30 * difficulty
+    return low + (high - low) * draw.number(0, 1) ** (0.7 + 1.8 * difficulty)
 
 
 def choose_paper(draw: Draw, difficulty: float = 1.0) -> Paper:

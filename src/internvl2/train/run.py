@@ -28,7 +28,7 @@ from internvl2.train.data.mixture import (
 )
 from internvl2.train.data.packing import TrainBatch
 from internvl2.train.data.tile_store import TileStore
-from internvl2.train.data.transfer import arriving
+from internvl2.train.data.transfer import Arrivals
 from internvl2.train.features import open_cache
 from internvl2.train.guard import ForgettingGuard
 from internvl2.train.monitoring.log import StepRecord
@@ -61,6 +61,7 @@ class Run:
         compiled = compiles(recipe, world.device)
         self._optimization = Optimization(self.model, recipe, compiled=compiled)
         self._meter = Meter(prepared.config, recipe.kept, world, recipe.lora)
+        self._arrivals = Arrivals(world.device)
         self.checkpointer = Checkpointer(checkpoints, world, recipe.keep)
         self.progress = self._restored()
         self.saved_step = self.progress.step
@@ -240,7 +241,7 @@ class Run:
 
     def _batches(self, packs: Step) -> Iterator[TrainBatch]:
         """This process's packs on the device, with the features that are kept of their tiles."""
-        for batch in arriving(packs.batches, self.world.device):
+        for batch in self._arrivals.bring(packs.batches):
             yield batch if self._features is None else self._features.completed(batch)
         if self._features is not None:
             self._features.finish()

@@ -57,6 +57,11 @@ def train_vocabulary(texts: Iterable[str], characters: str, size: int) -> Vocabu
     return found
 
 
+def character_vocabulary(characters: str) -> Vocabulary:
+    """A vocabulary in which each character is a piece of its own, and nothing longer is."""
+    return Vocabulary(tuple(dict.fromkeys(_character_merges(characters))))
+
+
 def write_vocabulary(vocabulary: Vocabulary, directory: Path) -> None:
     """The tokenizer files of a model directory, as those of the Qwen2 members are."""
     ids = {piece: number for number, piece in enumerate(vocabulary.pieces)}

@@ -8,11 +8,21 @@ from internvl2.synthetic import camera
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.fonts import PRINT, Pen, pen
 from internvl2.synthetic.lines import line, paragraph
-from internvl2.synthetic.page import Paper, Shape, any_shape, choose_paper, letter_size, snap
+from internvl2.synthetic.page import (
+    TILE,
+    Paper,
+    Shape,
+    any_shape,
+    choose_paper,
+    letter_size,
+    snap,
+)
 from internvl2.synthetic.sample import Sample, Turn
 from internvl2.synthetic.wordings import DESCRIBE, READ
 
 READ_ALL = (*READ, "Read this line by line.", "Write down all the text in this picture.")
+EASY = 0.3
+"""Below this difficulty there are pictures with which reading begins."""
 PAGE = 1000
 """Pictures higher than that are printed pages."""
 LONG = 200
@@ -42,7 +52,9 @@ class _Look:
 
 def make(draw: Draw, difficulty: float) -> Sample:
     """A page of lines, and one to three questions about its text."""
-    if draw.chance(0.05):
+    if difficulty < EASY and draw.chance(1 - difficulty / EASY):
+        look, lines = _word(draw, difficulty)
+    elif draw.chance(0.05):
         look, lines = _label(draw, difficulty)
     else:
         look = _choose_look(draw, difficulty)
@@ -61,6 +73,18 @@ def _choose_lines(draw: Draw, look: _Look, difficulty: float) -> list[str]:
     while not is_page and len(lines) > 1 and len("\n".join(lines)) > LONG:
         lines.pop()
     return lines
+
+
+def _word(draw: Draw, difficulty: float) -> tuple[_Look, list[str]]:
+    """Few large letters somewhere in a square: nothing is easier to find, and to tell apart."""
+    most = draw.integer(4, 12)
+    text = line(draw, difficulty, lambda text: len(text) <= most)
+    writer = pen(draw.face(*PRINT), snap(draw.integer(40, 110)))
+    height = writer.ascent + writer.descent
+    side = round(max(writer.width(text), 2 * height) * draw.number(1.12, 1.8))
+    shape = Shape(side, side, side / TILE)
+    look = _Look(shape, choose_paper(draw, difficulty), writer, height, side // 25, "free", 0)
+    return look, [text]
 
 
 def _label(draw: Draw, difficulty: float) -> tuple[_Look, list[str]]:

@@ -74,7 +74,7 @@ class LoaderOptions:
     workers: int = 0
     """Processes; 0 makes everything in this one."""
     prefetch: int = 2
-    """Steps that workers make ahead."""
+    """Steps that workers make ahead; more where those have fewer packs than there are workers."""
     fill: Fill = "evenly"
     weighting: LossWeighting = "token"
     skip_bad_samples: int = 0
@@ -147,7 +147,7 @@ class Loader:
     def __iter__(self) -> Iterator[Step]:
         """The steps; `position` follows them."""
         ordered: deque[_Ordered] = deque()
-        ahead = self.options.prefetch if self.options.workers else 0
+        ahead = self._steps_ahead
         for planned in self._plan(self.position):
             ordered.append(self._order(planned))
             if len(ordered) > ahead:
@@ -181,6 +181,16 @@ class Loader:
     def close(self) -> None:
         """End the worker processes."""
         self._workers.close()
+
+    @property
+    def _steps_ahead(self) -> int:
+        """So many that no worker waits for a step to end."""
+        options = self.options
+        if not options.workers:
+            return 0
+        return max(
+            options.prefetch, ceil(2 * options.workers * options.world / options.packs_per_step)
+        )
 
     @property
     def _samples_of_step(self) -> int:

@@ -10,20 +10,29 @@ STREAMING = ("cuda", "npu")
 """Kinds of device that copy and compute at the same time."""
 
 
-def arriving(batches: Iterable[TrainBatch], device: torch.device) -> Iterator[TrainBatch]:
-    """The batches on `device`; on an accelerator a side stream copies each ahead of its turn."""
-    if device.type not in STREAMING:
-        yield from (batch.to(device) for batch in batches)
-        return
-    copies = _Copies(device)
-    upcoming = None
-    for batch in batches:
-        begun = copies.begin(batch)
+class Arrivals:
+    """Brings packs to a device; on an accelerator a side stream copies each ahead of its turn.
+
+    There is one for a whole run: what a stream has allocated, no other stream takes up again.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._copies = _Copies(device) if device.type in STREAMING else None
+
+    def bring(self, batches: Iterable[TrainBatch]) -> Iterator[TrainBatch]:
+        """The batches on the device."""
+        if self._copies is None:
+            yield from (batch.to(self._device) for batch in batches)
+            return
+        upcoming = None
+        for batch in batches:
+            begun = self._copies.begin(batch)
+            if upcoming is not None:
+                yield self._copies.arrived(upcoming)
+            upcoming = begun
         if upcoming is not None:
-            yield copies.arrived(upcoming)
-        upcoming = begun
-    if upcoming is not None:
-        yield copies.arrived(upcoming)
+            yield self._copies.arrived(upcoming)
 
 
 class _Copies:
