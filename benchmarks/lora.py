@@ -25,7 +25,7 @@ import training
 from training_sides import Options, Timing, our_step, timed
 from training_work import Work, shape
 
-from internvl2.train.data.packing import Limits
+from internvl2.train.data.filling import Limits
 from internvl2.train.recipe import Freeze, Packing, Recipe, Recompute
 
 SPEED, MEMORY = "speed", "memory"

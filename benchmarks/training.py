@@ -32,7 +32,7 @@ from training_sides import RECOMPUTE, Options, Timing, matmul_speed, time_ours, 
 from training_work import LIMITS, Work, shape
 
 from internvl2 import device as devices
-from internvl2.train.data.packing import Limits
+from internvl2.train.data.filling import Limits
 from internvl2.train.recipe import Freeze, Recipe, Recompute
 
 Side = Literal["ours", "transformers"]

@@ -7,14 +7,11 @@ import numpy as np
 from internvl2.config import InternVLConfig
 from internvl2.family import find
 from internvl2.processing.prompt import MediaSpan, Prompt
+from internvl2.train.data.filling import Costs, Limits, Waiting, plan_packs
 from internvl2.train.data.packing import (
-    Costs,
-    Limits,
     Sample,
     TrainBatch,
-    Waiting,
     pack_samples,
-    plan_packs,
     tile_buckets,
     with_tile_bucket,
 )

@@ -12,14 +12,9 @@ from internvl2.model.internvl import InternVL
 from internvl2.processing.image import PictureOptions
 from internvl2.processing.processor import Processor
 from internvl2.train.data.dataset import Dataset, Sample
+from internvl2.train.data.filling import Limits
 from internvl2.train.data.formats import SourceOptions, from_records
-from internvl2.train.data.packing import (
-    IGNORED,
-    Limits,
-    TrainBatch,
-    pack_samples,
-    with_tile_bucket,
-)
+from internvl2.train.data.packing import IGNORED, TrainBatch, pack_samples, with_tile_bucket
 from internvl2.train.step_loss import pack_loss
 
 pytestmark = pytest.mark.parity

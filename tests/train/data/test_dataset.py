@@ -14,6 +14,7 @@ from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, Vision
 from internvl2.processing.conversation import Message, Picture, Video
 from internvl2.processing.processor import Processor
 from internvl2.train.data.dataset import Dataset, Fault, Sample
+from internvl2.train.data.filling import Costs, Limits, Waiting, plan_in_order
 from internvl2.train.data.formats import (
     DataSet,
     Joined,
@@ -25,7 +26,6 @@ from internvl2.train.data.formats import (
 from internvl2.train.data.loader import Loader, LoaderOptions, Position
 from internvl2.train.data.mixture import training_loader, validation_loader
 from internvl2.train.data.order import sample_at, shuffled
-from internvl2.train.data.packing import Costs, Limits, Waiting, plan_in_order
 from internvl2.train.parallel import World
 from internvl2.train.recipe import DataSource, Packing, Recipe, Validation
 

@@ -7,17 +7,13 @@ from hypothesis import strategies as st
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.processing.prompt import MediaSpan, Prompt
+from internvl2.train.data.filling import Costs, Limits, Planner, Waiting, plan_packs
 from internvl2.train.data.packing import (
     IGNORED,
-    Costs,
-    Limits,
-    Planner,
     Sample,
     TrainBatch,
-    Waiting,
     loss_weight,
     pack_samples,
-    plan_packs,
     tile_buckets,
     with_tile_bucket,
 )

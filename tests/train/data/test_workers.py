@@ -18,8 +18,8 @@ from internvl2.processing.conversation import Message, Picture
 from internvl2.processing.processor import Processor
 from internvl2.train.data import workers as workers_module
 from internvl2.train.data.dataset import Dataset
+from internvl2.train.data.filling import Limits
 from internvl2.train.data.formats import from_records
-from internvl2.train.data.packing import Limits
 from internvl2.train.data.workers import Make, Measure, Workers
 
 UNGUARDED = """

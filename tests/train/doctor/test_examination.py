@@ -9,8 +9,8 @@ from PIL import Image
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.processing.processor import Processor
+from internvl2.train.data.filling import Costs
 from internvl2.train.data.loader import Loader, LoaderOptions
-from internvl2.train.data.packing import Costs
 from internvl2.train.doctor.examination import Examination
 from internvl2.train.doctor.findings import Kind
 from internvl2.train.doctor.page import page

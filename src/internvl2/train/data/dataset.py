@@ -13,9 +13,10 @@ from PIL import Image
 
 from internvl2.processing.conversation import Message, Part, Picture
 from internvl2.processing.processor import EncodeOptions, Processor, PromptSize
+from internvl2.train.data.filling import Limits
 from internvl2.train.data.formats import Record, SampleError, Source
 from internvl2.train.data.order import mix, sample_at
-from internvl2.train.data.packing import Limits, Sample
+from internvl2.train.data.packing import Sample
 
 __all__ = ["Dataset", "Fault", "Sample"]
 

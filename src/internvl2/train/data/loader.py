@@ -17,16 +17,8 @@ from typing import Any, TypeVar
 
 from internvl2.processing.processor import PromptSize
 from internvl2.train.data.dataset import Dataset, Fault
-from internvl2.train.data.packing import (
-    Costs,
-    Fill,
-    LossWeighting,
-    PackPlan,
-    Planner,
-    TrainBatch,
-    Waiting,
-    tile_buckets,
-)
+from internvl2.train.data.filling import Costs, Fill, PackPlan, Planner, Waiting
+from internvl2.train.data.packing import LossWeighting, TrainBatch, tile_buckets
 from internvl2.train.data.tile_store import TileStore
 from internvl2.train.data.workers import CountTiles, Made, Make, Measure, Workers
 

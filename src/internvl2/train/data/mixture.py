@@ -9,6 +9,7 @@ from internvl2.processing.processor import Processor
 from internvl2.synthetic.words import Split
 from internvl2.train.data.dataset import Dataset
 from internvl2.train.data.drawn import DrawnSource, task_weights
+from internvl2.train.data.filling import Costs, Limits
 from internvl2.train.data.formats import (
     Indexed,
     Source,
@@ -18,7 +19,6 @@ from internvl2.train.data.formats import (
     open_source,
 )
 from internvl2.train.data.loader import Loader, LoaderOptions, Position
-from internvl2.train.data.packing import Costs, Limits
 from internvl2.train.data.tile_store import TileStore
 from internvl2.train.parallel import World
 from internvl2.train.recipe import DataSource, Recipe, Synthetic

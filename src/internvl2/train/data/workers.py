@@ -27,11 +27,10 @@ import numpy as np
 
 from internvl2.processing.processor import PromptSize
 from internvl2.train.data.dataset import Dataset, Fault, Sample
+from internvl2.train.data.filling import Fill, Room
 from internvl2.train.data.packing import (
-    Fill,
     LossWeighting,
     Pack,
-    Room,
     pack_samples,
     with_tile_bucket,
     without_known_tiles,

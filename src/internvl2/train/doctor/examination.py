@@ -12,9 +12,9 @@ import numpy as np
 
 from internvl2.processing.processor import Processor
 from internvl2.train.data.dataset import Dataset
+from internvl2.train.data.filling import Costs, Limits, Waiting, plan_in_order, plan_packs
 from internvl2.train.data.formats import SampleError, join
 from internvl2.train.data.order import sample_at
-from internvl2.train.data.packing import Costs, Limits, Waiting, plan_in_order, plan_packs
 from internvl2.train.data.workers import Workers
 from internvl2.train.doctor.findings import Finding, control_tokens
 from internvl2.train.doctor.inspection import Inspect, Inspected, Size, open_sample

@@ -19,8 +19,8 @@ from internvl2.processing.pixels import describe
 from internvl2.processing.processor import EncodeOptions, Processor
 from internvl2.processing.prompt import Prompt
 from internvl2.train.data.dataset import Dataset
+from internvl2.train.data.filling import Limits
 from internvl2.train.data.formats import SampleError
-from internvl2.train.data.packing import Limits
 from internvl2.train.doctor.findings import Finding, text_findings
 
 TINY = 32
