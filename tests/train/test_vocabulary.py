@@ -11,15 +11,13 @@ from internvl2.processing.processor import Processor
 from internvl2.processing.tokenizer import Tokenizer
 from internvl2.synthetic.catalogue import sample
 from internvl2.synthetic.words import characters
-from internvl2.train.vocabulary import SPECIAL, train_vocabulary, write_vocabulary
-
-TEXTS = ["the cat sat on the mat", "the mat sat 12.50", "今天 the cat", "### the <box> cat"] * 3
+from internvl2.train.vocabulary import SPECIAL, character_vocabulary, write_vocabulary
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("small")
-    write_vocabulary(train_vocabulary(TEXTS, "今天人", 256 + len(SPECIAL) + 16), folder)
+    write_vocabulary(character_vocabulary("今天人é天"), folder)
     return folder
 
 
@@ -28,28 +26,18 @@ def nano() -> Tokenizer:
     return Tokenizer.from_directory(resolve("nano"))
 
 
-def test_characters_are_single_pieces_and_digits_stand_alone(small):
+def test_each_character_is_one_piece_and_none_is_longer(small):
     tokenizer = Tokenizer.from_directory(small)
-    assert [len(tokenizer.encode(text)) for text in ("今", "天", "人", "125", "今天")] == [
-        *(1, 1, 1, 3, 2)
-    ]
-    assert len(tokenizer.encode(" the")) == 1
-    assert len(tokenizer) == 256 + len(SPECIAL) + 16
+    for text in ("今天", "天人é", "the mat", "12.50", "### <box", "今 the\n"):
+        assert len(tokenizer.encode(text)) == len(text)
+    assert len(tokenizer.encode("外")) > 1
+    assert tokenizer.decode(tokenizer.encode("外人 ### x")) == "外人 ### x"
 
 
-def test_no_merge_looks_like_a_comment(small):
-    lines = (small / "merges.txt").read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if line.startswith("#")] == ["#version: 0.2"]
-
-
-def test_the_same_texts_give_the_same_vocabulary():
-    assert train_vocabulary(TEXTS, "今", 285) == train_vocabulary(iter(TEXTS), "今", 285)
-
-
-@pytest.mark.parametrize(("size", "fault"), [(270, "no room for 3"), (4000, "merges too few")])
-def test_a_size_that_does_not_fit_is_an_error(size: int, fault: str):
-    with pytest.raises(ValueError, match=fault):
-        train_vocabulary(TEXTS, "今天人", size)
+def test_a_vocabulary_holds_bytes_its_characters_and_control_tokens(small):
+    vocabulary = character_vocabulary("今天人é天")
+    assert len(vocabulary.merges) == len(set(vocabulary.merges)) <= 2 * 3 + 1
+    assert len(Tokenizer.from_directory(small)) == 256 + len(vocabulary.merges) + len(SPECIAL)
 
 
 def test_each_trained_chinese_character_is_one_token_of_nano(nano):

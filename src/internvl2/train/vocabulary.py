@@ -1,18 +1,16 @@
 """A small vocabulary for a model from nothing: byte-level BPE in the files of the Qwen2 members.
 
-Letters are merged as texts ask for it. Each character that is not ASCII becomes one piece and is
-merged no further, so that a sign in a picture always means the same token; digits stand alone, as
-in Qwen2.
+Each character is one piece, so that a sign in a picture always means the same token, and a word
+that was never seen is read as surely as another: letter by letter.
 """
 
 import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from internvl2.processing.subwords import QWEN2_SPLIT, byte_alphabet
+from internvl2.processing.subwords import byte_alphabet
 
 END_OF_TEXT, END_OF_TURN = "<|endoftext|>", "<|im_end|>"
 SPECIAL = (
@@ -20,11 +18,6 @@ SPECIAL = (
     *("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"),
 )
 """The family's control tokens and grounding tags, in the order of the Qwen2 members."""
-LONGEST = 10
-"""Letters of the longest piece; longer ones would each be seen too seldom to be learned."""
-
-_NOT_MERGED = re.compile(r"[^\x00-\x7f]|#|<[^<>\s]+>")
-"""What merges of letters must not hold: # would begin a comment in merges.txt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +35,6 @@ class Vocabulary:
     def special(self) -> dict[str, int]:
         """The ids of the control tokens."""
         return {text: len(self.pieces) + number for number, text in enumerate(SPECIAL)}
-
-
-def train_vocabulary(texts: Iterable[str], characters: str, size: int) -> Vocabulary:
-    """A vocabulary of `size` ids, control tokens among them, for texts and single characters."""
-    whole = tuple(dict.fromkeys(_character_merges(characters)))
-    letters = size - len(whole) - len(SPECIAL)
-    if letters < len(byte_alphabet()):
-        raise ValueError(f"a vocabulary of {size} has no room for {len(characters)} characters")
-    found = Vocabulary((*_letter_merges(texts, letters), *whole))
-    missing = size - len(found.pieces) - len(SPECIAL)
-    if missing:
-        raise ValueError(f"the texts give {missing} merges too few for a vocabulary of {size}")
-    return found
 
 
 def character_vocabulary(characters: str) -> Vocabulary:
@@ -97,29 +77,6 @@ def _character_merges(characters: str) -> Iterator[tuple[str, str]]:
         for other in others:
             yield first, other
             first += other
-
-
-def _letter_merges(texts: Iterable[str], size: int) -> tuple[tuple[str, str], ...]:
-    """The merges of ASCII that the texts ask for most, bytes and merges being `size` pieces."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-
-    library = Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )  # pyright: ignore[reportAttributeAccessIssue]
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=sorted(byte_alphabet().values()),
-        max_token_length=LONGEST,
-    )
-    library.train_from_iterator((_NOT_MERGED.sub("\n", text) for text in texts), trainer)
-    merges = json.loads(library.to_str())["model"]["merges"]
-    return tuple((left, right) for left, right in merges)
 
 
 def _write(path: Path, content: dict[str, Any], indent: int | None) -> None:
