@@ -153,7 +153,7 @@ def test_every_command_of_the_lesson_in_flags_runs(tmp_path: Path, monkeypatch: 
     assert any((tmp_path / "runs" / "nano-features").iterdir())
 
 
-@pytest.mark.skipif(not (resolve("nano") / "model.safetensors").is_file(), reason="untrained")
+@pytest.mark.trained
 @pytest.mark.slow
 def test_nano_learns_flags_that_it_has_not_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

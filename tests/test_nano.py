@@ -31,7 +31,7 @@ BRIEF = SamplingParams(max_tokens=24)
 SHORT = ("--max-tokens", "24", "--device", "cpu")
 NANO = resolve("nano")
 
-pytestmark = pytest.mark.skipif(not (NANO / "model.safetensors").is_file(), reason="no weights")
+pytestmark = pytest.mark.trained
 
 
 @pytest.fixture(scope="module")
