@@ -88,6 +88,10 @@ class KVCache:
         """Longest sequence, in tokens, that fits when it is alone."""
         return self.pool.num_blocks * self.block_size
 
+    def blocks_for(self, num_tokens: int) -> int:
+        """How many blocks hold so many tokens."""
+        return -(-num_tokens // self.block_size)
+
     def admit(self, sequence: Sequence, headroom: int = 0) -> bool:
         """Gives a sequence blocks for all its tokens, those known already shared, or says no.
 
@@ -96,7 +100,7 @@ class KVCache:
         """
         assert not sequence.blocks, f"sequence {sequence.id} has blocks already"
         found = self._find_prefix(sequence)
-        num_new = self._blocks_for(len(sequence.token_ids)) - len(found)
+        num_new = self.blocks_for(len(sequence.token_ids)) - len(found)
         num_taken = num_new + sum(self.pool.references(block) == 0 for block in found)
         if num_taken + headroom > self.pool.num_free:
             return False
@@ -108,7 +112,7 @@ class KVCache:
 
     def extend(self, sequence: Sequence) -> bool:
         """Makes sure that the newest token has a block, or says no."""
-        missing = self._blocks_for(len(sequence.token_ids)) - len(sequence.blocks)
+        missing = self.blocks_for(len(sequence.token_ids)) - len(sequence.blocks)
         if missing > self.pool.num_free:
             return False
         sequence.blocks.extend(self.pool.take() for _ in range(missing))
@@ -129,9 +133,6 @@ class KVCache:
         sequence.blocks = []
         sequence.block_hashes = []
         sequence.num_computed = 0
-
-    def _blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         sequence.block_hashes = []

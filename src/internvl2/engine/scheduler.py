@@ -33,6 +33,8 @@ class Step:
 
     prefills: tuple[Chunk, ...]
     decodes: tuple[Chunk, ...]
+    preempted: tuple[Sequence, ...] = ()
+    """Those that gave their blocks back for it; what else is kept for them can go too."""
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
@@ -80,11 +82,13 @@ class Scheduler:
         """Raises ValueError when a sequence can never fit."""
         length = sequence.prompt_length
         if length >= self.longest:
-            visual = sequence.prompt.num_image_tokens
+            visual, cache = sequence.prompt.num_image_tokens, self.cache
             raise ValueError(
-                f"the prompt has {length} tokens ({visual} of them visual) and needs room for an "
-                f"answer, but a sequence can have {self.longest} (context {self.max_context}, "
-                f"cache {self.cache.capacity}); use fewer tiles or a shorter prompt"
+                f"the prompt has {length} tokens ({visual} of them visual); with the first of its "
+                f"answer that is {length + 1} tokens in {cache.blocks_for(length + 1)} blocks, but "
+                f"a sequence can have {self.longest} (context {self.max_context}, cache "
+                f"{cache.capacity} in {cache.pool.num_blocks} blocks of {cache.block_size}); "
+                "use fewer tiles or a shorter prompt"
             )
 
     def add(self, sequence: Sequence) -> None:
@@ -97,7 +101,8 @@ class Scheduler:
     def schedule(self) -> Step:
         """The next step; empty only when there is no work."""
         budget = self.max_batch_tokens
-        decodes = self._schedule_decodes()
+        preempted: list[Sequence] = []
+        decodes = self._schedule_decodes(preempted)
         budget -= len(decodes)
         prefills: list[Chunk] = []
         for sequence in self.running:
@@ -110,7 +115,7 @@ class Scheduler:
             assert chunk is not None, "an admitted sequence has at least one token to compute"
             prefills.append(chunk)
             budget -= chunk.stop - chunk.start
-        return Step(tuple(prefills), tuple(decodes))
+        return Step(tuple(prefills), tuple(decodes), tuple(preempted))
 
     def complete(self, chunk: Chunk) -> None:
         """Notes that a chunk is in the cache; call it before the next token is appended."""
@@ -129,19 +134,20 @@ class Scheduler:
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
 
-    def _schedule_decodes(self) -> list[Chunk]:
+    def _schedule_decodes(self, preempted: list[Sequence]) -> list[Chunk]:
         decodes: list[Chunk] = []
         for sequence in list(self.running):
             is_running = sequence.status is Status.RUNNING
-            if is_running and _is_writing(sequence) and self._make_room(sequence):
+            if is_running and _is_writing(sequence) and self._make_room(sequence, preempted):
                 newest = len(sequence.token_ids) - 1
                 decodes.append(Chunk(sequence, newest, newest + 1))
         return decodes
 
-    def _make_room(self, sequence: Sequence) -> bool:
+    def _make_room(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
         while not self.cache.extend(sequence):
             youngest = self.running[-1]
             self._preempt(youngest)
+            preempted.append(youngest)
             if youngest is sequence:
                 return False
         return True

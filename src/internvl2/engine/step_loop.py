@@ -153,6 +153,8 @@ class StepLoop:
     def _advance(self) -> None:
         """One step; whatever stops the model ends the requests of this step, and no others."""
         step = self.scheduler.schedule()
+        for sequence in step.preempted:
+            self.runner.release(sequence)
         if not step.chunks:
             return
         try:

@@ -13,6 +13,7 @@ from PIL import Image
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.processing.conversation import Message, Picture, Video
 from internvl2.processing.processor import Processor
+from internvl2.train.data import loader as loader_module
 from internvl2.train.data.dataset import Dataset, Fault, Sample
 from internvl2.train.data.filling import Costs, Limits, Waiting, plan_in_order
 from internvl2.train.data.formats import (
@@ -26,6 +27,7 @@ from internvl2.train.data.formats import (
 from internvl2.train.data.loader import Loader, LoaderOptions, Position
 from internvl2.train.data.mixture import training_loader, validation_loader
 from internvl2.train.data.order import sample_at, shuffled
+from internvl2.train.data.workers import Make, Workers
 from internvl2.train.parallel import World
 from internvl2.train.recipe import DataSource, Packing, Recipe, Validation
 
@@ -239,6 +241,21 @@ def test_a_sample_with_too_many_tiles_for_any_pack_is_a_fault_in_order_too(datas
     dataset = replace(dataset, limits=replace(LIMITS, tiles=1))
     with pytest.raises(SampleError, match="a pack holds 1"):
         list(loader(dataset, fill="in_order"))
+
+
+def test_every_worker_has_a_pack_to_make_while_a_step_is_waited_for(dataset, monkeypatch):
+    class Recorder(Workers):
+        submitted = 0
+
+        def submit(self, task):
+            Recorder.submitted += isinstance(task, Make)
+            return super().submit(task)
+
+    monkeypatch.setattr(loader_module, "Workers", Recorder)
+    several = loader(dataset, packs_per_step=2, world=2, workers=3, fill="in_order", epochs=20.0)
+    next(iter(several))
+    several.close()
+    assert Recorder.submitted >= 2 * 3
 
 
 @pytest.mark.parametrize("fill", ["evenly", "in_order"])
