@@ -1,14 +1,17 @@
-"""With `deterministic` a run on a CUDA device goes on with the bits of one that never stopped."""
+"""On a CUDA device: a run goes on with the bits of one that never stopped; packs take no new memory."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from internvl2.checkpoint.store import load_model
+from internvl2.train.data.packing import TrainBatch, pack_samples
+from internvl2.train.data.transfer import Arrivals
 from internvl2.train.monitoring.log import read_records
 from internvl2.train.recipe import DataSource, Freeze, Lora, Optimizer, Packing, Recipe, Schedule
 from internvl2.train.run_folder import ENDS
@@ -93,3 +96,16 @@ def whole_and_resumed(recipe: Recipe, tmp_path: Path) -> tuple[Path, Path]:
     losses = [[r.loss for r in read_records(folder / "metrics.jsonl")[0]] for folder in folders]
     assert losses[0] == losses[1]
     return folders
+
+
+def test_packs_on_their_way_take_the_same_memory_again_and_again():
+    length = 64
+    pack = pack_samples((), length)
+    tiles = np.zeros((8, 448, 448, 3), np.uint8)
+    batch = TrainBatch.of(replace(pack, tiles=tiles, num_tiles=8))
+    arrivals, taken = Arrivals(torch.device("cuda")), []
+    for _ in range(40):
+        for arrived in arrivals.bring([batch, batch]):
+            assert int(arrived.tiles.sum()) == 0
+        taken.append(torch.cuda.memory_reserved())
+    assert taken[-1] == taken[3]
