@@ -1,4 +1,4 @@
-"""On a CUDA device: a run goes on with the bits of one that never stopped; packs take no new memory."""
+"""On a CUDA device: runs go on with the bits of one that never stopped; memory does not grow."""
 
 import json
 from dataclasses import replace
