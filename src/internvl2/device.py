@@ -1,12 +1,16 @@
 """Which device computes, in which number format, and how much memory it has left.
 
-torch is imported when a function needs it, so that `--help` does not wait for it.
+torch is imported when a function needs it, so that `--help` does not wait for it. torch_npu, which
+brings the device `npu`, is imported here alone, and only where no other accelerator is there.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from internvl2.config import DTypeName
 
@@ -18,7 +22,7 @@ def pick(name: str | None = None) -> "torch.device":
     """The device called `name` ("cpu", "cuda:1", "npu", "mps"), or the best one there is."""
     import torch
 
-    best = torch.accelerator.current_accelerator(check_available=True)
+    best = _accelerator(name)
     if name is None:
         return best if best is not None else torch.device("cpu")
     try:
@@ -59,10 +63,41 @@ def choose_dtype(
         return formats[wanted]
     dtype = formats[stored]
     if device.type == "cpu":
-        return dtype if dtype is torch.bfloat16 and _cpu_multiplies_bf16() else torch.float32
+        return dtype if dtype is torch.bfloat16 and cpu_multiplies_bf16() else torch.float32
     if dtype is torch.bfloat16 and not _accelerator_has_bf16(device):
         return torch.float16
     return dtype
+
+
+def fused_kernel(name: str, device: "torch.device") -> Callable[..., Any] | None:
+    """A kernel of torch_npu for tensors on `device`; None where plain torch has to do.
+
+    The kernels are documented for NPUs from Atlas A2 on, which are those that know bf16.
+    """
+    if device.type != "npu" or not _accelerator_has_bf16(device):
+        return None
+    return getattr(import_module("torch_npu"), name, None)
+
+
+def copies_by_itself(device: "torch.device") -> bool:
+    """Whether a device copies from pinned memory while the host goes on."""
+    return device.type in ("cuda", "npu")
+
+
+def upload(values: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """A copy on the device that the host does not wait for, where the device can do that."""
+    if not copies_by_itself(device):
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device had no room; not every one has a kind of error for it."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
 
 
 def free_memory(device: "torch.device") -> int:
@@ -99,7 +134,39 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(usual)
 
 
-def _cpu_multiplies_bf16() -> bool:
+def _accelerator(name: str | None) -> "torch.device | None":
+    """The accelerator that is there, with torch_npu imported where `name` may mean an NPU."""
+    import torch
+
+    kind = None if name is None else name.split(":")[0]
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if kind == "npu" or (kind is None and found is None):
+        is_installed = _import_torch_npu()
+        if kind == "npu" and not is_installed:
+            raise ValueError(
+                f"device {name!r} needs torch_npu, which is not installed; "
+                f"install torch_npu {'.'.join(torch.__version__.split('.')[:2])}, as torch is"
+            )
+        found = torch.accelerator.current_accelerator(check_available=True)
+    return found
+
+
+def _import_torch_npu() -> bool:
+    """Makes the device `npu` known to torch; whether torch_npu is installed."""
+    if "torch_npu" not in sys.modules and find_spec("torch_npu") is None:
+        return False
+    try:
+        import_module("torch_npu")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"torch_npu is installed but cannot be imported: {error}; it needs CANN, whose "
+            "set_env.sh must have been sourced, and the version that goes with torch "
+            "(--device cpu computes without it)"
+        ) from error
+    return True
+
+
+def cpu_multiplies_bf16() -> bool:
     """Whether the CPU has instructions for bf16 products; without them bf16 is slower than fp32."""
     import torch
 

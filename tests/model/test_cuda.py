@@ -92,7 +92,7 @@ def test_chunks_and_single_tokens_from_the_cache_equal_the_whole(dtype, bound):
         index = torch.arange(start, stop, device="cuda")
         slots = table[index // BLOCK_SIZE] * BLOCK_SIZE + index % BLOCK_SIZE
         lengths = torch.full_like(index, stop if decode else 80)
-        single = DecodeSpan(0, table[None], torch.tensor([stop], device="cuda"))
+        single = DecodeSpan(0, table[None], torch.tensor([stop], device="cuda"), (stop,))
         chunk = PrefillSpan(0, stop - start, start, table)
         attend = PagedAttention(
             keys, values, slots, () if decode else (chunk,), single if decode else None
@@ -129,9 +129,11 @@ def test_a_decode_step_can_be_captured_as_a_cuda_graph():
     ids, index = torch.tensor([11, 12], device="cuda"), torch.tensor([3, 20], device="cuda")
     tables = torch.tensor([[1, 2], [4, 3]], device="cuda")
     slots = torch.tensor([16 + 3, 48 + 4], device="cuda")
+    lengths = tuple((index + 1).tolist())
 
     def step() -> torch.Tensor:
-        attend = PagedAttention(keys, values, slots, decodes=DecodeSpan(0, tables, index + 1))
+        span = DecodeSpan(0, tables, index + 1, lengths)
+        attend = PagedAttention(keys, values, slots, decodes=span)
         return on_gpu.logits(on_gpu(ids, Positions(index, index + 1), None, attend))
 
     step()

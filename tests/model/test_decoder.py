@@ -77,7 +77,7 @@ class Cache:
         table = self.blocks[: -(-(position + 1) // BLOCK_SIZE)]
         zero = torch.nan_to_num
         self.keys, self.values = zero(self.keys), zero(self.values)
-        span = DecodeSpan(0, table[None], torch.tensor([position + 1]))
+        span = DecodeSpan(0, table[None], torch.tensor([position + 1]), (position + 1,))
         return PagedAttention(
             self.keys, self.values, self.slots(position, position + 1), decodes=span
         )
@@ -127,7 +127,7 @@ def test_a_step_may_mix_a_prompt_with_single_tokens():
     decoder(decoder.embedding(first[:6]), Positions.packed([6]), alone)
 
     prompt = PrefillSpan(0, 9, 0, torch.tensor([2, 3, 4]))
-    single = DecodeSpan(9, table[None], torch.tensor([7]))
+    single = DecodeSpan(9, table[None], torch.tensor([7]), (7,))
     mixed = PagedAttention(
         keys, values, torch.cat([torch.arange(8, 17), torch.tensor([6])]), (prompt,), single
     )

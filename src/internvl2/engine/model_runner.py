@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from internvl2 import device as devices
-from internvl2.engine.sampler import RawLogprobs, SamplingBatch, sample, upload
+from internvl2.engine.sampler import RawLogprobs, SamplingBatch, sample
 from internvl2.engine.scheduler import Chunk, Step
 from internvl2.engine.sequence import Logprobs, Sequence, TokenLogprob
 from internvl2.engine.vision_cache import VisionCache, overlapping
@@ -163,6 +163,7 @@ class ModelRunner:
                 0,
                 _fill(self._tables[:rows, : tables.shape[1]], tables),
                 _fill(self._lengths[:rows], lengths),
+                tuple(lengths.tolist()),
             ),
         )
         x = self.model.embed(stream.tokens)
@@ -225,7 +226,8 @@ class ModelRunner:
         tables = self._tables_of(step.decodes, len(step.decodes))
         lengths = np.array([chunk.stop for chunk in step.decodes], np.int64)
         first = sum(chunk.stop - chunk.start for chunk in step.prefills)
-        return DecodeSpan(first, self._upload(tables), self._upload(lengths))
+        on_device = self._upload(tables), self._upload(lengths)
+        return DecodeSpan(first, *on_device, tuple(lengths.tolist()))
 
     def _numbers_of(self, chunks: tuple[Chunk, ...]) -> Int[np.ndarray, "four tokens"]:
         size = self.options.block_size
@@ -259,12 +261,12 @@ class ModelRunner:
         return _power_of_two(rows) if self.options.pad_decodes else rows
 
     def _upload(self, values: np.ndarray) -> Tensor:
-        return upload(torch.from_numpy(values), self.device)
+        return devices.upload(torch.from_numpy(values), self.device)
 
 
 def _fill(buffer: Tensor, values: np.ndarray) -> Tensor:
     source = torch.from_numpy(values)
-    if buffer.device.type == "cuda":
+    if devices.copies_by_itself(buffer.device):
         source = source.pin_memory()
     return buffer.copy_(source, non_blocking=True)
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from internvl2.device import upload
 from internvl2.engine.sequence import Sequence
 
 NO_TOKEN = -1
@@ -116,13 +117,6 @@ def sample(logits: Float[Tensor, "rows vocab"], batch: SamplingBatch) -> Sampled
     if batch.logprobs is None:
         return Sampled(ids, None)
     return Sampled(ids, _report(logits[batch.logprobs], ids[batch.logprobs], batch.num_top))
-
-
-def upload(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device that the host does not wait for."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _penalties(sequences: Rows[Sequence], device: torch.device) -> Penalties | None:

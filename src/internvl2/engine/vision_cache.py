@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from internvl2.engine.sampler import upload
+from internvl2.device import upload
 from internvl2.engine.scheduler import Chunk
 from internvl2.model.internvl import InternVL
 from internvl2.processing.prompt import MediaSpan

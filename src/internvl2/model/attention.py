@@ -7,14 +7,17 @@ cache and reads what earlier steps left there. Which kernel computes it is decid
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from internvl2.model import ascend
 
 
 @runtime_checkable
@@ -62,11 +65,17 @@ class PackedAttention:
         v: Float[Tensor, "tokens kv_heads head_dim"],
     ) -> Float[Tensor, "tokens heads head_dim"]:
         """Attend; the layer does not matter, since nothing is kept."""
+        if ascend.has_packed_kernel(q.device):
+            return ascend.packed_attention(q, k, v, self.lengths, self.lengths, self._mask)
         if _has_varlen_kernel(q):
             edges, longest = self.boundaries, self.longest
             return _varlen_attention(q, k, v, edges, edges, longest, longest)
         bounds = list(pairwise([0, *accumulate(self.lengths)]))
         return torch.cat([_causal_attention(q[a:b], k[a:b], v[a:b]) for a, b in bounds])
+
+    @cached_property
+    def _mask(self) -> Bool[Tensor, "2048 2048"]:
+        return ascend.causal_mask(self.boundaries.device)
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,11 @@ class PrefillSpan:
     blocks: Int[Tensor, " blocks"]
     """Cache blocks of the sequence, enough for `context` and this run."""
 
+    @property
+    def total(self) -> int:
+        """Tokens of the sequence up to the end of this run."""
+        return self.context + self.stop - self.start
+
 
 @dataclass(frozen=True)
 class DecodeSpan:
@@ -90,14 +104,28 @@ class DecodeSpan:
     """Cache blocks of each sequence; unused entries may point anywhere inside the cache."""
     context_lens: Int[Tensor, " sequences"]
     """Tokens of each sequence, the new one included."""
+    lengths: tuple[int, ...]
+    """The same numbers, for kernels that want them of the host."""
+
+    @cached_property
+    def short_tables(self) -> Int[Tensor, "sequences blocks"]:
+        """The block tables in 32 bits."""
+        return self.block_tables.int()
+
+    def slots(self, block_size: int) -> Int[Tensor, " tokens"]:
+        """Where the keys of all tokens lie in the cache, one sequence after the other."""
+        within = torch.arange(block_size, device=self.block_tables.device)
+        slots = self.block_tables[:, :, None] * block_size + within
+        slots = rearrange(slots, "s n b -> s (n b)")
+        return torch.cat([row[:n] for row, n in zip(slots, self.lengths, strict=True)])
 
 
 @dataclass(frozen=True)
 class PagedAttention:
     """Causal attention over a paged cache, for a step that mixes prompts and single new tokens.
 
-    The stream holds the prefill spans first and the decode span last. Lengths of the decode span
-    stay on the device, so that a step of single tokens never waits for the host.
+    The stream holds the prefill spans first and the decode span last. The lengths of the decode
+    span are on the device and on the host, so that a step of single tokens waits for neither.
     """
 
     keys: Float[Tensor, "layers blocks block_size kv_heads head_dim"]
@@ -118,22 +146,70 @@ class PagedAttention:
         keys, values = self.keys[layer], self.values[layer]
         rearrange(keys, "n b h d -> (n b) h d").index_copy_(0, self.slots, k)
         rearrange(values, "n b h d -> (n b) h d").index_copy_(0, self.slots, v)
-        outputs = [self._prefill(span, keys, values, q, k, v) for span in self.prefills]
+        outputs = self._prefills(keys, values, q, k, v)
         if self.decodes is not None:
-            outputs.append(_decode_attention(q[self.decodes.start :], keys, values, self.decodes))
+            outputs.append(self._decodes(self.decodes, keys, values, q[self.decodes.start :]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    @staticmethod
-    def _prefill(
-        span: PrefillSpan, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor
-    ) -> Float[Tensor, "span heads head_dim"]:
-        run = slice(span.start, span.stop)
-        if span.context == 0:
-            return _causal_attention(q[run], k[run], v[run])
-        total = span.context + span.stop - span.start
-        cached_keys = rearrange(keys[span.blocks], "n b h d -> (n b) h d")[:total]
-        cached_values = rearrange(values[span.blocks], "n b h d -> (n b) h d")[:total]
-        return _causal_attention(q[run], cached_keys, cached_values)
+    def _prefills(
+        self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor
+    ) -> list[Float[Tensor, "span heads head_dim"]]:
+        seen = [(_seen(span, keys, k), _seen(span, values, v)) for span in self.prefills]
+        if seen and ascend.has_packed_kernel(q.device):
+            lengths = [span.stop - span.start for span in self.prefills]
+            k, v = (torch.cat(parts) for parts in zip(*seen, strict=True))
+            queries = q[: self.prefills[-1].stop]
+            totals = [span.total for span in self.prefills]
+            return [ascend.packed_attention(queries, k, v, lengths, totals, self._mask)]
+        runs = [q[span.start : span.stop] for span in self.prefills]
+        return [_causal_attention(run, *both) for run, both in zip(runs, seen, strict=True)]
+
+    def _decodes(
+        self, span: DecodeSpan, keys: Tensor, values: Tensor, q: Tensor
+    ) -> Float[Tensor, "sequences heads head_dim"]:
+        if ascend.has_paged_kernel(q, keys):
+            return ascend.paged_attention(q, keys, values, span.short_tables, span.lengths)
+        if ascend.has_packed_kernel(q.device):
+            keys, values = (
+                rearrange(x, "n b h d -> (n b) h d").index_select(0, self._decode_slots)
+                for x in (keys, values)
+            )
+            single = [1] * len(span.lengths)
+            return ascend.packed_attention(q, keys, values, single, span.lengths, None)
+        return _decode_attention(q, keys, values, span)
+
+    @cached_property
+    def _mask(self) -> Bool[Tensor, "2048 2048"]:
+        return ascend.causal_mask(self.keys.device)
+
+    @cached_property
+    def _decode_slots(self) -> Int[Tensor, " tokens"]:
+        assert self.decodes is not None
+        return self.decodes.slots(self.keys.shape[2])
+
+
+def full_attention(
+    q: Float[Tensor, "tiles patches dim"],
+    k: Float[Tensor, "tiles patches dim"],
+    v: Float[Tensor, "tiles patches dim"],
+    num_heads: int,
+) -> Float[Tensor, "tiles patches dim"]:
+    """Attention of every patch of a tile over all of them, each head with its share of `dim`."""
+    if ascend.has_packed_kernel(q.device):
+        return ascend.full_attention(q, k, v, num_heads)
+    q, k, v = (rearrange(x, "t p (h d) -> t h p d", h=num_heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "t h p d -> t p (h d)")
+
+
+def _seen(
+    span: PrefillSpan,
+    cached: Float[Tensor, "blocks block_size kv_heads head_dim"],
+    new: Float[Tensor, "tokens kv_heads head_dim"],
+) -> Float[Tensor, "total kv_heads head_dim"]:
+    """Keys or values of a sequence up to the end of a span."""
+    if span.context == 0:
+        return new[span.start : span.stop]
+    return rearrange(cached[span.blocks], "n b h d -> (n b) h d")[: span.total]
 
 
 def _causal_attention(
@@ -144,8 +220,9 @@ def _causal_attention(
     """One sequence, whose last query is also its last key."""
     queries, keys = q.shape[0], k.shape[0]
     if _has_varlen_kernel(q):
-        q_bounds = torch.tensor([0, queries], dtype=torch.int32, device=q.device)
-        k_bounds = torch.tensor([0, keys], dtype=torch.int32, device=q.device)
+        # Made on the device: a copy of the numbers would wait for it, once a layer.
+        q_bounds = torch.arange(0, queries + 1, queries, dtype=torch.int32, device=q.device)
+        k_bounds = torch.arange(0, keys + 1, keys, dtype=torch.int32, device=q.device)
         return _varlen_attention(q, k, v, q_bounds, k_bounds, queries, keys)
     mask = None
     if queries not in (1, keys):
@@ -165,8 +242,7 @@ def _decode_attention(
     span: DecodeSpan,
 ) -> Float[Tensor, "sequences heads head_dim"]:
     if q.device.type == "cpu":
-        lengths = span.context_lens.tolist()
-        rows = zip(q, span.block_tables, lengths, strict=True)
+        rows = zip(q, span.block_tables, span.lengths, strict=True)
         return torch.stack([_attend_one(x, keys, values, table, n) for x, table, n in rows])
     k = rearrange(keys[span.block_tables], "s n b h d -> s h (n b) d")
     v = rearrange(values[span.block_tables], "s n b h d -> s h (n b) d")

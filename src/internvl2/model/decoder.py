@@ -4,7 +4,6 @@ They differ in biases, per-head norms, head size and rotary scaling, all fields 
 their files interleave or fuse weights is a matter of storage (`checkpoint.layouts`).
 """
 
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from internvl2.config import DecoderConfig
 from internvl2.model.attention import Attention
 from internvl2.model.initial import normal
+from internvl2.model.kernels import RMSNorm, gated
 from internvl2.model.rotary import Positions, Rotary, Rotation
 
 
@@ -25,7 +25,7 @@ class Decoder(nn.Module):
         rows, row = config.vocab_size, config.hidden_size
         self.embedding = nn.Embedding(rows, row, _weight=normal(rows, row, deviation=1.0))
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(
@@ -43,9 +43,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: DecoderConfig, index: int):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.attention = DecoderAttention(config, index)
-        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = GatedMLP(config)
 
     def forward(
@@ -67,8 +67,8 @@ class DecoderAttention(nn.Module):
         self.k = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.v = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.o = nn.Linear(width, config.hidden_size, bias=False)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(
         self, x: Float[Tensor, "tokens dim"], rotate: Rotation, attend: Attention
@@ -95,4 +95,4 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens dim"]:
         """Transform each token by itself."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(gated(self.gate(x), self.up(x)))

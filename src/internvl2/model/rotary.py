@@ -7,11 +7,14 @@ when it was made. So a position is two numbers, and batch or pack mates never ch
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from internvl2 import device as devices
 from internvl2.config import RotaryConfig
 
 
@@ -37,15 +40,25 @@ class Rotation:
 
     cos: Float[Tensor, "tokens half"]
     sin: Float[Tensor, "tokens half"]
+    scale: float = 1.0
+    """What both have been multiplied with."""
 
     def __call__(
         self, x: Float[Tensor, "tokens heads head_dim"]
     ) -> Float[Tensor, "tokens heads head_dim"]:
         """Turn queries or keys; dimension i is paired with i + head_dim / 2 (2104.09864)."""
+        fused = devices.fused_kernel("npu_rotary_mul", x.device)
+        if fused is not None and self.scale == 1:  # it takes nothing outside -1..1
+            return fused(x.float()[None], *self._tables)[0].to(x.dtype)
         first, second = x.float().chunk(2, dim=-1)
         cos, sin = self.cos[:, None], self.sin[:, None]
         turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
         return turned.to(x.dtype)
+
+    @cached_property
+    def _tables(self) -> list[Float[Tensor, "1 tokens 1 head_dim"]]:
+        """Cosines and sines as the kernel reads them: for both dimensions of a pair."""
+        return [repeat(table, "t d -> 1 t 1 (two d)", two=2) for table in (self.cos, self.sin)]
 
 
 class Rotary:
@@ -69,7 +82,8 @@ class Rotary:
         elif config.kind == "long":
             frequencies = frequencies / self._long_factors(positions.length)
         angles = positions.index[:, None].float() * frequencies
-        return Rotation(angles.cos() * config.scale, angles.sin() * config.scale)
+        cos, sin = angles.cos() * config.scale, angles.sin() * config.scale
+        return Rotation(cos, sin, config.scale)
 
     def _dynamic(
         self,
@@ -89,6 +103,6 @@ class Rotary:
         """Per-frequency divisors, short or long by the length (`modeling_phi3.py`, su rope)."""
         if length.device not in self._factors:
             both = (self.config.short_factors, self.config.long_factors)
-            self._factors[length.device] = torch.tensor(both, device=length.device)
+            self._factors[length.device] = devices.upload(torch.tensor(both), length.device)
         short, long = self._factors[length.device]
         return torch.where((length > self.config.limit)[:, None], long, short)

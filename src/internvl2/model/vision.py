@@ -12,7 +12,9 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from internvl2.config import VisionConfig
+from internvl2.model.attention import full_attention
 from internvl2.model.initial import normal
+from internvl2.model.kernels import RMSNorm
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -108,18 +110,15 @@ class VisionAttention(nn.Module):
         dim = config.hidden_size
         self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.q_norm = nn.RMSNorm(dim, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(dim, eps=config.norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(dim, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Float[Tensor, "tiles patches dim"]) -> Float[Tensor, "tiles patches dim"]:
         """Attend; in the 6B tower queries and keys are normalised over all heads together."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        heads = self.num_heads
-        q, k, v = (rearrange(y, "t p (h d) -> t h p d", h=heads) for y in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(rearrange(out, "t h p d -> t p (h d)"))
+        return self.proj(full_attention(q, k, v, self.num_heads))
 
 
 class VisionMLP(nn.Module):
@@ -149,5 +148,5 @@ def _filled(numbers: Sequence[float], like: Tensor) -> Float32[Tensor, " numbers
 
 
 def _norm(config: VisionConfig) -> nn.Module:
-    kind = nn.LayerNorm if config.norm == "layer_norm" else nn.RMSNorm
+    kind = nn.LayerNorm if config.norm == "layer_norm" else RMSNorm
     return kind(config.hidden_size, eps=config.norm_eps)

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from internvl2 import device as devices
 from internvl2.model.internvl import InternVL
 from internvl2.model.vision import IMAGENET_MEAN, IMAGENET_STD
 from internvl2.train.data.known_tiles import KnownFeatures
@@ -111,10 +112,12 @@ class FeatureCache:
     def _write(self, keys: Sequence[bytes], computed: Float[Tensor, "tiles visual wide"]) -> None:
         while len(self._writing) >= MOST_WAITING:
             self._writing.popleft().result()
-        streams = computed.device.type == "cuda"
+        device = computed.device
+        streams = devices.copies_by_itself(device)
         copy = torch.empty(computed.shape, dtype=computed.dtype, pin_memory=streams)
         copy.copy_(computed, non_blocking=streams)
-        copied = torch.cuda.current_stream(computed.device).record_event() if streams else None
+        stream = torch.get_device_module(device).current_stream(device) if streams else None
+        copied = None if stream is None else stream.record_event()
         self._writing.append(self._thread.submit(_keep, self.store, keys, copy, copied))
 
 

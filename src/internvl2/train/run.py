@@ -217,7 +217,9 @@ class Run:
             moved = self._optimization.step(self.world, factor, fed)
             # Read now, for a device that is asked before its work is queued stands idle.
             loss = self.world.sum([float(share)])[0]
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not devices.is_out_of_memory(error):
+                raise
             raise MemoryError(self._out_of_memory(error)) from error
         if not math.isfinite(loss):
             raise ValueError(self._not_finite(loss, packs))
@@ -296,7 +298,7 @@ class Run:
             f"was; the step's samples: {_places(packs)}"
         )
 
-    def _out_of_memory(self, error: torch.OutOfMemoryError) -> str:
+    def _out_of_memory(self, error: RuntimeError) -> str:
         advice = [f"packing.tokens below {self.recipe.packing.tokens}"]
         if min(self.recipe.recompute.vision, self.recipe.recompute.decoder) < 1:
             advice.append("recompute.vision and recompute.decoder = 1.0")

@@ -4,10 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from internvl2 import device as devices
 from internvl2.train.data.packing import TrainBatch
-
-STREAMING = ("cuda", "npu")
-"""Kinds of device that copy and compute at the same time."""
 
 
 class Arrivals:
@@ -18,7 +16,7 @@ class Arrivals:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._copies = _Copies(device) if device.type in STREAMING else None
+        self._copies = _Copies(device) if devices.copies_by_itself(device) else None
 
     def bring(self, batches: Iterable[TrainBatch]) -> Iterator[TrainBatch]:
         """The batches on the device."""
