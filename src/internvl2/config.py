@@ -12,6 +12,9 @@ DecoderKind = Literal["internlm2", "qwen2", "qwen3", "llama", "phi3"]
 
 DTypeName = Literal["bfloat16", "float16", "float32"]
 
+Quantization = Literal["fp8", "int8", "int4"]
+"""How few bits the decoder's matrices are held in while it answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:

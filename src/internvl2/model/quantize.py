@@ -82,14 +82,13 @@ def rounded(weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return dequantize_nf4(quantize_nf4(weight), weight.shape, weight.dtype)
 
 
-class Nf4Linear(nn.Module):
-    """A linear map whose weight is stored in NF4 and never trained.
+class QuantizedLinear(nn.Module):
+    """A linear map whose weight is stored in few bits and never trained.
 
     One that was made from a weight without memory has no numbers until `store` is called.
     """
 
     codes: Tensor
-    scale_scales: Tensor
 
     def __init__(
         self, weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None
@@ -98,6 +97,26 @@ class Nf4Linear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    @property
+    def weight(self) -> Float[Tensor, "outputs inputs"]:
+        """The weight in the type to compute in, dequantised anew."""
+        raise NotImplementedError
+
+    def store(self, weight: Float[Tensor, "outputs inputs"]) -> None:
+        """Replace the weight, in place."""
+        raise NotImplementedError
+
+
+class Nf4Linear(QuantizedLinear):
+    """A linear map in NF4, for a model that learns through adapters."""
+
+    scale_scales: Tensor
+
+    def __init__(
+        self, weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None
+    ):
+        super().__init__(weight, bias)
         stored = _room(weight.numel(), weight.device)
         for name in STORED:
             self.register_buffer(name, getattr(stored, name))
@@ -152,18 +171,18 @@ def linear_maps(module: nn.Module) -> list[tuple[nn.Module, str]]:
         (holder, name)
         for holder in module.modules()
         for name, child in holder.named_children()
-        if isinstance(child, nn.Linear | Nf4Linear)
+        if isinstance(child, nn.Linear | QuantizedLinear)
     ]
 
 
-def quantize_decoder(model: InternVL) -> None:
+def quantize_decoder(model: InternVL, kind: type[QuantizedLinear] = Nf4Linear) -> None:
     """Quantise the linear maps of the decoder's layers; its embedding, norms and head stay.
 
     This comes before adapters are added. Without memory the maps wait for `store_quantized`.
     """
     for holder, name in linear_maps(model.decoder.layers):
         linear = getattr(holder, name)
-        setattr(holder, name, Nf4Linear(linear.weight.detach(), linear.bias))
+        setattr(holder, name, kind(linear.weight.detach(), linear.bias))
 
 
 def store_quantized(
@@ -173,7 +192,7 @@ def store_quantized(
     quantized = {
         f"{name}.weight": module
         for name, module in model.named_modules()
-        if isinstance(module, Nf4Linear)
+        if isinstance(module, QuantizedLinear)
     }
     for name, tensor in weights:
         if name in quantized:
