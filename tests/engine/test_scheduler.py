@@ -65,7 +65,8 @@ def test_requests_are_admitted_in_the_order_of_arrival_even_when_a_later_one_wou
 
 def test_a_prompt_that_can_never_fit_is_refused_with_the_numbers():
     with pytest.raises(
-        ValueError, match=r"has 64 tokens .* can have 64 \(context 1000, cache 64\)"
+        ValueError,
+        match=r"has 64 tokens .* 65 tokens in 17 blocks, .* 64 \(context 1000, cache 64 in 16 blocks",
     ):
         make_scheduler().add(make_sequence(1, 64))
     with pytest.raises(ValueError, match="context 10"):
@@ -87,6 +88,30 @@ def test_the_youngest_is_preempted_when_the_cache_is_full_and_finishes_all_the_s
     assert (old.num_preemptions, young.num_preemptions) == (0, 1)
     assert old.generated_ids == [1] * 12
     assert young.generated_ids == [2] * 12
+
+
+def test_a_step_names_those_that_gave_their_blocks_back_for_it():
+    scheduler = make_scheduler(blocks=6, budget=32)
+    scheduler.add(make_sequence(1, 10, 12))
+    scheduler.add(make_sequence(2, 7, 12, token=5))
+    named = []
+    while scheduler.has_work:
+        named += [sequence.id for sequence in play(scheduler).preempted]
+    assert named == [2]
+
+
+def test_a_long_prompt_is_not_starved_by_short_ones_that_keep_arriving():
+    scheduler = make_scheduler(blocks=16, sequences=3)
+    long = make_sequence(3, 50, max_tokens=2)
+    for number in (1, 2):
+        scheduler.add(make_sequence(number, 6, max_tokens=8, token=number))
+    scheduler.add(long)
+    steps = 0
+    while long.status is not Status.FINISHED:
+        scheduler.add(make_sequence(4 + steps, 6, max_tokens=8, token=7))
+        play(scheduler)
+        steps += 1
+    assert steps < 25
 
 
 def test_an_aborted_sequence_gives_its_blocks_back_once():
@@ -123,6 +148,8 @@ def test_every_request_ends_in_bounded_steps_and_every_block_comes_back(requests
             step = play(scheduler)
             assert 0 < step.num_tokens <= budget
             assert len({c.sequence.id for c in step.chunks}) == len(step.chunks)
+            order = [sequence.id for sequence in [*scheduler.running, *scheduler.waiting]]
+            assert order == sorted(order), "a younger request is ahead of an older one"
         steps += 1
         assert steps < 2000
     assert scheduler.cache.pool.num_free == 10
