@@ -7,7 +7,7 @@ import pytest
 
 from internvl2.synthetic.catalogue import sample
 from internvl2.synthetic.draw import Draw
-from internvl2.synthetic.page import Shape, square
+from internvl2.synthetic.page import Shape, snap_down, square
 from internvl2.synthetic.papers import Document, form, invoice, letter
 from internvl2.synthetic.receipts import receipt
 from internvl2.synthetic.sheet import Row, choose_look, compose, text_of
@@ -103,6 +103,17 @@ def test_a_long_row_makes_letters_smaller():
     inked = image.convert("L").point(lambda level: 255 * (level < 200)).getbbox()
     assert inked is not None
     assert inked[2] < 448
+
+
+def test_letters_of_every_height_are_made_no_higher():
+    for height in range(9, 140):
+        assert 0.84 * height < snap_down(height) <= height
+
+
+def test_a_short_row_in_the_largest_letters_fits_and_ends():
+    look = choose_look(Draw(1), Shape(576, 576, 576 / 448))
+    for seed in range(60):
+        assert compose(Draw(seed), look, [Row(("No",))], 0.0).size == (576, 576)
 
 
 def test_what_is_asked_of_a_document_can_be_read_in_it():

@@ -53,6 +53,11 @@ def snap(size: float) -> int:
     return min(_SIZES, key=lambda known: abs(known - size))
 
 
+def snap_down(size: float) -> int:
+    """The largest of the sizes in use that is not above it; the smallest where there is none."""
+    return max((known for known in _SIZES if known <= size), default=_SIZES[0])
+
+
 def square(draw: Draw) -> Shape:
     """A picture of one tile: square or nearly so."""
     side = draw.weighted((TILE, 320, 384, 512, 576, 224), (60, 8, 10, 10, 8, 4))

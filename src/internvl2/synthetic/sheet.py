@@ -11,7 +11,7 @@ from PIL import Image
 
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.fonts import Pen, pen
-from internvl2.synthetic.page import RGB, Paper, Shape, between, letter_size, rule, snap
+from internvl2.synthetic.page import RGB, Paper, Shape, between, letter_size, rule, snap_down
 
 Align = Literal["left", "middle", "right", "spread", "table"]
 
@@ -135,9 +135,7 @@ def _pens(
     height = sum(1 + row.gap_above for row in rows) * tallness
     wanted = look.shape.scale * letter_size(draw, difficulty)
     most = min(wanted, 19 * room / widest, (look.shape.height - 2 * SMALLEST) / height)
-    size = snap(most)
-    while size > most and size > SMALLEST - 2:
-        size = snap(size - 1) if size <= 24 else snap(size - 3)
+    size = snap_down(most)
     return pen(look.face, size), pen(look.heading_face, size)
 
 
