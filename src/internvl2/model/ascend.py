@@ -91,12 +91,12 @@ def full_attention(
     v: Float[Tensor, "tiles patches dim"],
     num_heads: int,
 ) -> Float[Tensor, "tiles patches dim"]:
-    """Attention of all patches of a tile over all of them; heads lie side by side as they come."""
-    kernel = devices.fused_kernel("npu_fusion_attention", q.device)
-    assert kernel is not None
-    scale = (q.shape[2] // num_heads) ** -0.5
-    q, k, v = (x.contiguous() for x in (q, k, v))
-    return kernel(q, k, v, num_heads, "BSH", scale=scale)[0]
+    """Attention of all patches of a tile over all of them: tiles are sequences of one stream."""
+    tiles, patches, _ = q.shape
+    q, k, v = (rearrange(x, "t p (h d) -> (t p) h d", h=num_heads) for x in (q, k, v))
+    lengths = [patches] * tiles
+    out = packed_attention(q, k, v, lengths, lengths, None)
+    return rearrange(out, "(t p) h d -> t p (h d)", t=tiles)
 
 
 def paged_attention(
