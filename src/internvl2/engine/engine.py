@@ -30,6 +30,7 @@ from internvl2.engine.scheduler import Scheduler
 from internvl2.engine.sequence import Answer, Output, SamplingParams, Sequence
 from internvl2.engine.step_loop import Inbox, StepLoop
 from internvl2.model.internvl import InternVL
+from internvl2.model.packed import can_pack, pack_linears
 from internvl2.processing.conversation import Conversation, Message
 from internvl2.processing.processor import EncodeOptions, Processor
 from internvl2.processing.prompt import Prompt
@@ -130,6 +131,8 @@ class Engine:
         plan(config, number_format, place, devices.free_memory(place), request)
         processor = Processor.from_directory(directory, config)
         filled = load_model(directory, device=place, dtype=number_format, adapter=located.adapter)
+        if can_pack(place, number_format):
+            pack_linears(filled)
         return cls(filled, processor, options)
 
     def encode(
