@@ -66,7 +66,7 @@ def test_requests_are_admitted_in_the_order_of_arrival_even_when_a_later_one_wou
 def test_a_prompt_that_can_never_fit_is_refused_with_the_numbers():
     with pytest.raises(
         ValueError,
-        match=r"has 64 tokens .* 65 tokens in 17 blocks, .* 64 \(context 1000, cache 64 in 16 blocks",
+        match=r"has 64 tokens .* 65 tokens in 17 blocks, .* \(context 1000, cache 64 in 16 blocks",
     ):
         make_scheduler().add(make_sequence(1, 64))
     with pytest.raises(ValueError, match="context 10"):
