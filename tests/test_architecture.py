@@ -30,7 +30,7 @@ MAY_IMPORT = {
         "cli",
     },
 }
-FACTS = {"config", "family", "device", "console"}
+FACTS = {"config", "family", "device", "cores", "console"}
 SCHEDULING = {"engine.sequence", "engine.kv_cache", "engine.scheduler"}
 PREPARING = (
     *("line_index", "records", "formats", "order", "packing", "dataset", "workers"),

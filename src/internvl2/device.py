@@ -36,7 +36,8 @@ def pick(name: str | None = None) -> "torch.device":
         raise ValueError(f"device {name!r} is not available here; this machine has: {found}")
     count = torch.accelerator.device_count()
     if device.index is not None and device.index >= count:
-        raise ValueError(f"device {name!r} does not exist; there are {count} {device.type} devices")
+        there = ", ".join(f"{device.type}:{index}" for index in range(count))
+        raise ValueError(f"device {name!r} does not exist; this machine has: {there}")
     return device
 
 
@@ -77,6 +78,11 @@ def fused_kernel(name: str, device: "torch.device") -> Callable[..., Any] | None
     if device.type != "npu" or not _accelerator_has_bf16(device):
         return None
     return getattr(import_module("torch_npu"), name, None)
+
+
+def process_group(kind: str) -> str:
+    """What several processes with devices of a kind talk through, host memory by gloo."""
+    return {"cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}.get(kind, "gloo")
 
 
 def copies_by_itself(device: "torch.device") -> bool:

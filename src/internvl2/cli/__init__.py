@@ -25,6 +25,7 @@ from internvl2.cli.migrate import Migrate, with_command
 from internvl2.cli.mistakes import as_line
 from internvl2.cli.plan import PlanTraining
 from internvl2.cli.train import Train, TrainRecipe, parse_train
+from internvl2.cores import read_cores
 
 Command = Chat | Generate | Info | Convert | Train | Eval | Data | Migrate
 
@@ -38,8 +39,7 @@ that is not idle an answer would take several times as long."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code."""
     console.set_up_logging()
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is first imported
+    _set_threads()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Chinese letters
     try:
@@ -58,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "out of memory" not in str(error).lower():  # what torch says of every device
             raise
         return _complain(error)
+
+
+def _set_threads() -> None:
+    """How many threads torch has and how they wait, read when it is first imported."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    if "MKL_NUM_THREADS" not in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", str(read_cores().threads))
 
 
 def _parse(

@@ -192,6 +192,12 @@ class PagedAttention:
         return self.decodes.slots(self.keys.shape[2])
 
 
+def takes_varlen(capability: tuple[int, int], dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether PyTorch's variable-length flash attention runs on a GPU of this generation."""
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    return is_half and capability >= (8, 0) and head_dim <= 256
+
+
 def full_attention(
     q: Float[Tensor, "tiles patches dim"],
     k: Float[Tensor, "tiles patches dim"],
@@ -320,10 +326,9 @@ def _attend_one(
 
 def _has_varlen_kernel(q: Tensor) -> bool:
     """Whether PyTorch's variable-length flash attention takes these tensors."""
-    if q.device.type != "cuda" or q.dtype not in (torch.bfloat16, torch.float16):
+    if q.device.type != "cuda":
         return False
-    major, _ = torch.cuda.get_device_capability(q.device)
-    return major >= 8 and q.shape[-1] <= 256
+    return takes_varlen(torch.cuda.get_device_capability(q.device), q.dtype, q.shape[-1])
 
 
 def _varlen_attention(

@@ -33,8 +33,8 @@ class World:
         if picked.type != "cpu" and picked.index is None:
             picked = torch.device(picked.type, int(os.environ["LOCAL_RANK"]))
             torch.accelerator.set_device_index(picked.index)
-        backends = {"cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
-        dist.init_process_group(backends.get(picked.type, "gloo"), timeout=timedelta(minutes=30))
+        backend = devices.process_group(picked.type)
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
         return cls(int(os.environ["RANK"]), size, picked)
 
     @property
