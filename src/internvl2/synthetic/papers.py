@@ -23,8 +23,8 @@ class Document:
 def asked(draw: Draw, field: str, value: str) -> Turn:
     """A question for a field by its name."""
     wording = draw.choice(
-        ("What is the {}?", "What is the {}?", "What's the {}?", "Find the {}.", "Which {}?",
-         "Give me the {}.", "Tell me the {}.")
+        ("What is the {}?", "What is the {}?", "What is the {}?", "What's the {}?",
+         "Find the {}.", "Which {}?", "Give me the {}.", "Tell me the {}.")
     )  # fmt: skip
     return Turn(wording.format(field), value)
 
@@ -64,6 +64,8 @@ def invoice(draw: Draw, difficulty: float) -> Document:
     ]
     if has_due == "due" and due != date:
         turns.append(Turn("When is it due?", due))
+    else:
+        turns += [Turn("What is the date?", date)] * 2
     for index, name in enumerate(names):
         cells = (name, str(counts[index]), f"{prices[index]}.00", f"{amounts[index]}.00")
         rows.append(Row(cells, "table", rule_above=index == 0))
@@ -100,6 +102,7 @@ def letter(draw: Draw, difficulty: float) -> Document:
         Turn("Who is it from?", writer),
         Turn("Who is the letter to?", reader),
         Turn("Whom is it addressed to?", reader),
+        *[Turn("What is the date?", date)] * 3,
         asked(draw, "date of the letter", date),
         Turn("When was it written?", date),
     ]

@@ -119,7 +119,7 @@ def _about_head(shop: str, number: str, date: str) -> list[Turn]:
         Turn("What is the name of the shop?", shop),
         Turn("Where was it bought?", shop),
         Turn("What is the receipt number?", number),
-        Turn("What is the date?", date),
+        *[Turn("What is the date?", date)] * 2,
         Turn("When was it bought?", date),
     ]
 
@@ -131,7 +131,8 @@ def _about_wares(plan: _Plan, names: list[str], counts: list[int], prices: list[
     ]
     for name, count, price in zip(names, counts, prices, strict=True):
         value = _amount(price, plan.sign)
-        turns += [Turn(f"What is the price of {name}?", value), Turn(f"{name}?", value)]
+        turns += [Turn(f"What is the price of {name}?", value)] * 2
+        turns.append(Turn(f"{name}?", value))
         if plan.amounts != "none":
             turns.append(Turn(f"What is the quantity of {name}?", str(count)))
     if len(set(prices)) == len(prices) > 1:

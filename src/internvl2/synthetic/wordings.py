@@ -44,6 +44,7 @@ DESCRIBE_CHINESE = (
 )  # fmt: skip
 
 VARIED = 0.24
+PLAIN = 0.4
 _OPENERS = re.compile(
     r"(What|Which|How|Who|Whom|When|Where|Why|Is|Are|Does|Do|Can|Could|Please|In|On|At|The|Read|"
     r"Describe|Count|Find|Give|Tell|List|Name|Locate|Detect|Calculate|Solve|Transcribe|Extract|"
@@ -68,6 +69,11 @@ _SLIPS = frozenset(
         "line", "direction", "move", "shape", "shapes", "calculate", "result",
     )
 )  # fmt: skip
+
+
+def plain_or(draw: Draw, plain: str, others: Sequence[str]) -> str:
+    """What most people would ask first, the most frequent wording, or one of the others."""
+    return plain if draw.chance(PLAIN) else draw.choice(others)
 
 
 def spoken(draw: Draw, turns: Sequence[Turn]) -> tuple[Turn, ...]:

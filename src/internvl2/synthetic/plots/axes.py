@@ -74,8 +74,13 @@ def _slot(style: Style, chart: Chart) -> float:
 
 
 def _slant(canvas: Canvas, chart: Chart) -> int:
+    """The angle of the names; one of 30 degrees only where it keeps them apart and inside."""
+    style, slot = canvas.style, _slot(canvas.style, chart)
     widest = max(canvas.width_of(name) for name in chart.categories)
-    return canvas.style.slant if widest > 0.94 * _slot(canvas.style, chart) else 0
+    if widest <= 0.94 * slot and not style.is_always_slanted:
+        return 0
+    fits = slot >= 2.5 * style.size and 0.87 * widest <= slot + style.size
+    return 90 if style.slant == 30 and not fits else style.slant
 
 
 def _plane(canvas: Canvas, chart: Chart, slant: int) -> Plane:
@@ -156,7 +161,7 @@ def _paint_names_across(canvas: Canvas, chart: Chart, plane: Plane, slant: int) 
             canvas.draw.line((x, plane.bottom, x, plane.bottom + style.tick_length), style.ink)
         below = plane.bottom + style.tick_length + 3
         if slant:
-            canvas.write_turned((x, below), name, slant, "r")
+            canvas.write_turned((x, below), name, slant, "t" if slant == 30 else "r")
         else:
             canvas.write((x, below), name, "ma")
 

@@ -39,13 +39,13 @@ class Canvas:
         self.title_pen.write(self.image, left, round(at[1]), text, self.style.ink)
 
     def write_turned(self, at: Point, text: str, angle: int, anchor: str) -> None:
-        """Writes along a rising line; `anchor` m or r: the middle or the top right end is `at`."""
+        """Writes along a rising line; `at` is its middle (m), top (t) or top right (r)."""
         mask = turned_text(self.font, text, angle)
         x, y = at
         left = x - mask.width / 2
         if anchor == "r" and angle != 90:
             left = x - mask.width + self.style.size / 2
-        top = y if anchor == "r" else y - mask.height / 2
+        top = y if anchor in "tr" else y - mask.height / 2
         self.image.paste(self.style.ink, (round(left), round(top)), mask)
 
     def stroke(self, points: Sequence[Point], width: float, rgb: RGB) -> None:

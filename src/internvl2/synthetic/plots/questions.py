@@ -7,7 +7,7 @@ from types import MappingProxyType
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.plots.chart import KINDS, Chart
 from internvl2.synthetic.sample import Turn
-from internvl2.synthetic.wordings import DESCRIBE
+from internvl2.synthetic.wordings import DESCRIBE, plain_or
 
 CLEAR = 0.03
 """Share of the scale by which written values must differ to be compared."""
@@ -74,21 +74,24 @@ def _value(asking: Ask) -> Turn | None:
     series, category = asking.place()
     name = chart.categories[category]
     if chart.is_round:
+        plain = "What percentage is {}?"
         wordings = [
-            "What percentage is {}?", "What is the percentage of {}?", "What share does {} have?",
+            "What is the percentage of {}?", "What share does {} have?",
             "How many percent does {} make up?", "What is the value of {}?",
             "What percentage of the chart is {}?",
         ]  # fmt: skip
     elif len(chart.series) > 1:
         of = chart.series[series].name
+        plain = f"What is the value of {of} for {{}}?"
         wordings = [
-            f"What is the value of {of} for {{}}?", f"What value does {of} have in {{}}?",
+            f"What value does {of} have in {{}}?",
             f"What is {of} at {{}}?", f"What is the value of {{}} for {of}?",
             f"How much is {of} for {{}}?",
         ]  # fmt: skip
     else:
+        plain = "What is the value of {}?"
         wordings = [
-            "What is the value of {}?", "What is the value for {}?", "What value does {} have?",
+            "What is the value for {}?", "What value does {} have?",
             "How much is {}?", "What is shown for {}?", "Read the value of {}.",
         ]  # fmt: skip
         if chart.kind in ("bar", "horizontal"):
@@ -96,7 +99,8 @@ def _value(asking: Ask) -> Turn | None:
         if chart.value_label:
             measure = chart.value_label.split(" (")[0].lower()
             wordings += [f"What is the {measure} for {{}}?", f"What is the {measure} of {{}}?"]
-    return Turn(asking.draw.choice(wordings).format(name), chart.shown(series, category))
+    wording = plain_or(asking.draw, plain, wordings)
+    return Turn(wording.format(name), chart.shown(series, category))
 
 
 def _extreme(asking: Ask) -> Turn | None:
@@ -116,12 +120,16 @@ def _extreme(asking: Ask) -> Turn | None:
         "Which category has the {} value{}?", "What has the {} value{}?",
         "Which one has the {} value{}?", "Which has the {} value{}?",
     ]  # fmt: skip
+    plain = wordings[0]
     if chart.is_round:
+        plain = f"Which slice is the {'largest' if highest else 'smallest'}?"
         wordings += ["Which slice is the {}?", "Which category has the {} share?"]
     elif chart.kind in ("bar", "horizontal"):
+        plain = f"Which bar is the {'highest' if highest else 'lowest'}?"
         tall = "tallest" if highest else "shortest"
         wordings += ["Which bar is the {}?", f"Which bar is the {tall}?"]
-    return Turn(draw.choice(wordings).format(word, of), chart.categories[order[0]])
+    wording = plain_or(draw, plain, wordings)
+    return Turn(wording.format(word, of), chart.categories[order[0]])
 
 
 def _compare(asking: Ask) -> Turn | None:
@@ -133,14 +141,15 @@ def _compare(asking: Ask) -> Turn | None:
         return None
     a, b, of = chart.categories[first], chart.categories[second], asking.of(series)
     greater = values[first] > values[second]
-    if draw.chance(0.5):
+    if draw.chance(0.4):
         word, holds = draw.choice(
             (("greater", greater), ("larger", greater), ("higher", greater),
              ("smaller", not greater), ("lower", not greater), ("less", not greater))
         )  # fmt: skip
         return Turn(f"Is {a} {word} than {b}{of}?", "Yes" if holds else "No")
-    wording, high = draw.choice(
-        (("Which is greater{}: {} or {}?", True), ("Which is larger{}: {} or {}?", True),
+    plain = ("Which is greater{}: {} or {}?", True)
+    wording, high = plain if draw.chance(0.55) else draw.choice(
+        (("Which is larger{}: {} or {}?", True),
          ("Which has the higher value{}, {} or {}?", True),
          ("Which is smaller{}: {} or {}?", False),
          ("Which has the lower value{}, {} or {}?", False))

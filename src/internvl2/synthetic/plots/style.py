@@ -54,6 +54,11 @@ PALETTES: Mapping[str, Sequence[Named]] = MappingProxyType(
 FULL_FIGURE = (640, 480)
 """matplotlib's default size; its six tiles and thumbnail are dear, so it is rare."""
 
+HARDER = 0.29
+"""Above this difficulty charts have what makes others' charts harder to read than ours."""
+SMALL = (12, 15)
+"""Heights of matplotlib's letters of 10 points at 100 dots an inch, once a tile shows them."""
+
 
 @dataclass(frozen=True)
 class Style:
@@ -80,6 +85,8 @@ class Style:
     """Of several series: inside, at the right or on top."""
     slant: int
     """Angle of names that are too long to stand side by side."""
+    is_always_slanted: bool
+    """Names that have room enough are turned too."""
 
 
 def choose_style(draw: Draw, difficulty: float, plain_face: str) -> Style:
@@ -116,7 +123,8 @@ def choose_style(draw: Draw, difficulty: float, plain_face: str) -> Style:
         _rotated(draw, PALETTES[name]),
         False,
         draw.choice(("inside", "right", "top")),
-        draw.choice((45, 90)),
+        draw.choice((30, 45, 45, 90)),
+        difficulty > HARDER and draw.chance(0.06),
     )
 
 
@@ -124,14 +132,18 @@ def _default_style(draw: Draw, difficulty: float, face: str) -> Style:
     full = draw.chance(0.2)
     side = draw.choice((448, 480, 500, 560, 600))
     width, height = FULL_FIGURE if full else (side, side if draw.chance(0.7) else side - 30)
-    size = 14 if full else round(side / 448 * draw.integer(*_sizes(difficulty)))
+    sizes = _sizes(difficulty)
+    if difficulty > HARDER and draw.chance(0.34):
+        sizes = SMALL
+    size = 14 if full else round(side / 448 * draw.integer(*sizes))
     grid = (176, 176, 176) if draw.chance(0.15) else None
     white, black = (255, 255, 255), (0, 0, 0)
     palette = tuple(TAB10) if draw.chance(0.75) else _rotated(draw, TAB10)
     edge = black if draw.chance(0.1) else None
     return Style(
         width, height, face, size, round(1.2 * size), white, white, black, grid, True, True,
-        5, 0.8, edge, palette, True, "inside", draw.choice((45, 45, 90)),
+        5, 0.8, edge, palette, True, "inside", draw.choice((30, 30, 45, 45, 90)),
+        difficulty > HARDER and draw.chance(0.2),
     )  # fmt: skip
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.plots.chart import Scale
-from internvl2.synthetic.plots.style import Style
+from internvl2.synthetic.plots.style import HARDER, Style
 
 STEPS = (1, 1, 2, 2, 5, 5, 5, 10, 10, 10, 10, 20, 20, 20, 25, 50, 50, 100, 200, 250, 500, 0.5, 2.5)
+UNITS = (1, 2, 5, 10, 20, 50, 100)
+"""Round numbers on which values lie that no tick marks."""
 Rows = tuple[tuple[float, ...], ...]
 Texts = tuple[tuple[str, ...], ...]
 
@@ -25,7 +27,7 @@ class Values:
 def choose_values(
     draw: Draw, style: Style, kind: str, shape: tuple[int, int], difficulty: float
 ) -> Values:
-    """Values for (series, categories); a half is written out, others lie on ticks or half ticks."""
+    """Values for (series, categories); a half is written out, others can be told by the ticks."""
     series, categories = shape
     step = draw.choice(STEPS)
     intervals = draw.integer(4, 8)
@@ -40,17 +42,24 @@ def choose_values(
         texts = tuple(tuple(f"{value:.{decimals}f}" for value in row) for row in rows)
     else:
         texts = None
-        parts = _parts_of_a_step(draw, difficulty)
-        rows = _rows_on_ticks(draw, shape, step, intervals * parts, parts)
+        unit = _choose_unit(draw, step, difficulty)
+        rows = _rows_of_units(draw, shape, unit, int(intervals * step / unit))
     scale = _scale(draw, style, kind, rows, step, written)
     return Values(rows, scale, texts)
 
 
-def _parts_of_a_step(draw: Draw, difficulty: float) -> int:
-    """Ticks and half ticks; in training at times fifths, as in charts that nobody labelled."""
-    if draw.split == "train" and difficulty > 0.5 and draw.chance(0.15):
-        return 5
-    return 2 if draw.chance(0.3 + 0.5 * difficulty) else 1
+def _choose_unit(draw: Draw, step: float, difficulty: float) -> float:
+    """What values are multiples of: ticks and half ticks.
+
+    In training also round numbers anywhere between ticks, as in charts that nobody labelled.
+    """
+    if draw.split == "train" and difficulty > HARDER:
+        units = [unit for unit in UNITS if step / 10 <= unit < step]
+        if units and draw.chance(0.45):
+            return draw.choice(units)
+        if difficulty > 0.5 and draw.chance(0.15):
+            return step / 5
+    return step / 2 if draw.chance(0.3 + 0.5 * difficulty) else step
 
 
 def _free_rows(draw: Draw, shape: tuple[int, int], top: float, decimals: int) -> Rows:
@@ -61,14 +70,13 @@ def _free_rows(draw: Draw, shape: tuple[int, int], top: float, decimals: int) ->
     )
 
 
-def _rows_on_ticks(draw: Draw, shape: tuple[int, int], step: float, most: int, parts: int) -> Rows:
-    lowest = 1 if most > shape[1] + 1 or parts > 1 else 0
+def _rows_of_units(draw: Draw, shape: tuple[int, int], unit: float, most: int) -> Rows:
     rows = []
     for _ in range(shape[0]):
-        counts = draw.shuffled(range(max(1, lowest), most + 1))[: shape[1]]
+        counts = draw.shuffled(range(1, most + 1))[: shape[1]]
         while len(counts) < shape[1]:
             counts.append(draw.integer(1, most))
-        rows.append(tuple(round(count * step / parts, 4) for count in counts))
+        rows.append(tuple(round(count * unit, 4) for count in counts))
     return tuple(rows)
 
 
