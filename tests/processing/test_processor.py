@@ -10,8 +10,9 @@ from PIL import Image
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.processing.conversation import Message, Picture, Text, Video
-from internvl2.processing.processor import EncodeOptions, Processor, digest
+from internvl2.processing.processor import EncodeOptions, Processor
 from internvl2.processing.template import INTERNVL_TEAM, THINKING
+from internvl2.processing.tile_cache import digest
 from internvl2.processing.tokenizer import Tokenizer
 
 WIDE = Image.new("RGB", (224, 112), (200, 10, 10))

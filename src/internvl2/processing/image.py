@@ -3,7 +3,8 @@
 A page is never squeezed into one square. Among the grids of at most `max_tiles` tiles the one
 closest in aspect ratio is taken, the picture is resized to fill it and cut up, and a thumbnail of
 the whole is added where there is more than one tile (`dynamic_preprocess` of the official
-`dataset.py`). Pixels are those of Pillow's bicubic filter, with which the family was trained.
+`dataset.py`). Pixels are those of Pillow's bicubic filter, with which the family was trained,
+unless asked otherwise (`resize`).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from PIL import Image
 
 from internvl2.processing.fetch import MediaError
 from internvl2.processing.pixels import PictureOptions, open_picture, picture_size
+from internvl2.processing.resize import Arithmetic, resizer
 
 __all__ = [
     "Grid",
@@ -85,20 +87,23 @@ def choose_grid(
 
 
 def cut(
-    image: Image.Image, grid: Grid, tile_size: int = 448, thumbnail: bool = True
+    image: Image.Image,
+    grid: Grid,
+    tile_size: int = 448,
+    thumbnail: bool = True,
+    arithmetic: Arithmetic = "exact",
 ) -> UInt8[np.ndarray, "tiles size size 3"]:
     """Tiles in reading order, then the thumbnail where there is more than one tile."""
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    resize = resizer(image if image.mode == "RGB" else image.convert("RGB"), arithmetic)
     filled_size = (grid.columns * tile_size, grid.rows * tile_size)
     has_thumbnail = thumbnail and grid.tiles > 1
     tiles = np.empty((grid.tiles + has_thumbnail, tile_size, tile_size, 3), np.uint8)
     if not has_thumbnail:
-        _fill(tiles, _resize(rgb, filled_size), grid)
+        _fill(tiles, resize(filled_size), grid)
         return tiles
-    rgb.load()  # once, before two threads read it; the resizes themselves release the GIL
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        small = pool.submit(_resize, rgb, (tile_size, tile_size))
-        _fill(tiles[:-1], _resize(rgb, filled_size), grid)
+    with ThreadPoolExecutor(max_workers=1) as pool:  # resizing releases the GIL
+        small = pool.submit(resize, (tile_size, tile_size))
+        _fill(tiles[:-1], resize(filled_size), grid)
         tiles[-1] = small.result()
     return tiles
 
@@ -111,10 +116,6 @@ def pad_to_square(
     square = Image.new("RGB", (side, side), colour)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
-
-
-def _resize(image: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
-    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
 
 
 def _fill(

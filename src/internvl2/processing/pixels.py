@@ -25,6 +25,7 @@ from internvl2.processing.fetch import (
     fetch,
     shorten,
 )
+from internvl2.processing.resize import Arithmetic
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 ACCEPTED = "JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF"
@@ -78,6 +79,8 @@ class PictureOptions:
 
     official: bool = False
     """As the official code does: EXIF orientation ignored, alpha dropped, 16-bit values clipped."""
+    arithmetic: Arithmetic = "exact"
+    """How pixels are resized: as Pillow does, or by PyTorch, faster and nearly equal."""
     max_pixels: int = 64_000_000
     """Larger pictures are refused; cameras of 64 megapixels still pass."""
     remote: RemoteLimits = field(default_factory=RemoteLimits)
@@ -113,6 +116,38 @@ class PictureHeader:
         """Width and height as a person sees it."""
         width, height = self.stored
         return (height, width) if self.orientation >= 5 else (width, height)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPicture:
+    """A picture's file, of which only the header was read."""
+
+    content: bytes
+    name: str
+    """What messages call it."""
+    size: tuple[int, int]
+    """Width and height that `decode` gives."""
+    options: PictureOptions
+
+    def decode(self) -> Image.Image:
+        """The picture as RGB."""
+        with identify(self.content, self.name, self.options) as image:
+            return to_rgb(image, self.name, self.options)
+
+
+def read_picture(
+    source: str | Path | bytes, options: PictureOptions | None = None
+) -> EncodedPicture:
+    """The bytes and the size of a picture in a file, a URL or encoded bytes; nothing decoded."""
+    options = options or PictureOptions()
+    name = describe(source, "picture")
+    content = read_source(source, "picture", options.remote)
+    if isinstance(content, Path):
+        content = _read_file(content, name)
+    with identify(content, name, options) as image:
+        header = PictureHeader(image.size, _orientation(image))
+    size = header.stored if options.official else header.shown
+    return EncodedPicture(content, name, size, options)
 
 
 def picture_header(
@@ -204,6 +239,13 @@ def _existing_file(path: Path, name: str) -> Path:
             raise MediaError(f"{name} is empty (0 bytes)")
         with path.open("rb"):
             return path
+    except OSError as error:
+        raise MediaError(f"{name} cannot be read: {error.strerror}") from error
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError as error:
         raise MediaError(f"{name} cannot be read: {error.strerror}") from error
 

@@ -1,34 +1,23 @@
 """From a conversation to what the model reads: the one encoder of the package."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from internvl2.config import InternVLConfig
-from internvl2.processing.conversation import Conversation, Message, Picture, Text, Video
-from internvl2.processing.image import (
-    Grid,
-    PictureOptions,
-    choose_grid,
-    cut,
-    open_picture,
-    pad_to_square,
-    picture_size,
-)
+from internvl2.processing.conversation import Conversation, Message, Text
+from internvl2.processing.image import Grid, PictureOptions, choose_grid
 from internvl2.processing.layout import ImageTokens, Layout, MediumSize
+from internvl2.processing.media import Measured, MediaReader, Opened
 from internvl2.processing.prompt import MediaSpan, Prompt
 from internvl2.processing.template import THINKING, ChatTemplate, find_template
+from internvl2.processing.tile_cache import TileCache
 from internvl2.processing.tokenizer import Encoded, Tokenizer
 from internvl2.processing.tokenizer_files import read_json_object
-from internvl2.processing.video import count_frames, read_frames
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
 
@@ -48,34 +37,13 @@ class EncodeOptions:
     thinking: bool = False
     """Ask InternVL3.5 to think first."""
     digests: bool = True
-    """Hash the tiles, so that a picture is known again; costs about a tenth of decoding it."""
+    """Hash tiles that no cache keeps, so that a picture is known again."""
 
     def __post_init__(self) -> None:
         for name in ("max_tiles", "max_context"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A picture or frame before it is cut."""
-
-    image: "Image"
-    budget: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
-        return self.image.size
-
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """A picture or frame of which only the size is known."""
-
-    size: tuple[int, int]
-    budget: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +73,7 @@ class _Written:
     plan: _Plan
 
 
-_Media = Sequence[Sequence[_Opened | _Measured]]
+_Media = Sequence[Sequence[Opened | Measured]]
 
 
 class Processor:
@@ -119,12 +87,15 @@ class Processor:
         generation_eos: Sequence[int] = (),
         frame_label: str | None = None,
         pictures: PictureOptions | None = None,
+        tile_cache: TileCache | None = None,
     ) -> None:
         self.template: ChatTemplate = find_template(config.template)
         self.tokenizer = tokenizer
         self.image_tokens = _image_tokens(tokenizer, config.image_token_id)
         self.config = replace(config, image_token_id=self.image_tokens.context)
         self.pictures = pictures or PictureOptions()
+        self.tile_cache = tile_cache
+        """Keeps pictures that may come again; None cuts them each time."""
         controls = _control_ids(self.template, tokenizer)
         self.stop_token_ids: tuple[int, ...] = tuple(
             dict.fromkeys([controls[self.template.end], *generation_eos])
@@ -140,6 +111,7 @@ class Processor:
         *,
         frame_label: str | None = None,
         pictures: PictureOptions | None = None,
+        tile_cache: TileCache | None = None,
     ) -> "Processor":
         """The processor of a model directory: tokenizer files and generation_config.json."""
         return cls(
@@ -148,6 +120,7 @@ class Processor:
             generation_eos=_generation_eos(Path(directory) / "generation_config.json"),
             frame_label=frame_label,
             pictures=pictures,
+            tile_cache=tile_cache,
         )
 
     def encode(self, conversation: Conversation, *, options: EncodeOptions | None = None) -> Prompt:
@@ -156,7 +129,8 @@ class Processor:
         system, messages = self._split_system(conversation, options.thinking)
         parts = [part for message in messages for part in message.content]
         media = [part for part in parts if not isinstance(part, Text)]
-        opened = [tuple(self._open(part, options.max_tiles)) for part in media]
+        reader = self._reader()
+        opened = [tuple(reader.open(part, options.max_tiles)) for part in media]
         written = self._write(system, messages, opened, options)
         return self._prompt(written.encoded, opened, written.plan, options.digests)
 
@@ -168,7 +142,8 @@ class Processor:
         system, messages = self._split_system(conversation, options.thinking)
         parts = [part for message in messages for part in message.content]
         media = [part for part in parts if not isinstance(part, Text)]
-        sizes = [tuple(self._measure(part, options.max_tiles)) for part in media]
+        reader = self._reader()
+        sizes = [tuple(reader.measure(part, options.max_tiles)) for part in media]
         written = self._write(system, messages, sizes, options)
         tiles = written.plan.tiles(self.config.use_thumbnail)
         return PromptSize(len(written.encoded.token_ids), tiles)
@@ -201,35 +176,13 @@ class Processor:
         default = self.config.system_message
         return (self.template.default_system if default is None else default), conversation
 
-    def _open(self, part: Picture | Video, max_tiles: int | None) -> Iterator[_Opened]:
-        if isinstance(part, Video):
-            shrink_to = self.config.tile_size if part.max_tiles == 1 else None
-            frames = read_frames(
-                part.source, part.num_frames, part.start, part.end, self.pictures, shrink_to
-            )
-            for frame in frames.images:
-                yield _Opened(frame, part.max_tiles)
-            return
-        budget = part.max_tiles or max_tiles or self.config.max_tiles
-        image = open_picture(part.source, self.pictures)
-        square = self.config.pad2square and not self.config.dynamic_tiles
-        yield _Opened(pad_to_square(image) if square else image, budget)
-
-    def _measure(self, part: Picture | Video, max_tiles: int | None) -> Iterator[_Measured]:
-        if isinstance(part, Picture):
-            square = self.config.pad2square and not self.config.dynamic_tiles
-            size = (1, 1) if square else picture_size(part.source, self.pictures)
-            yield _Measured(size, part.max_tiles or max_tiles or self.config.max_tiles)
-        elif part.max_tiles == 1:
-            frames = count_frames(part.source, part.num_frames)
-            yield from [_Measured((1, 1), 1)] * frames
-        else:
-            yield from (_Measured(one.size, one.budget) for one in self._open(part, max_tiles))
+    def _reader(self) -> MediaReader:
+        return MediaReader(self.config, self.pictures, self.tile_cache)
 
     def _plan(self, opened: _Media, limit: int | None) -> _Plan:
         return _Plan(tuple(tuple(self._grid(one, limit) for one in part) for part in opened))
 
-    def _grid(self, opened: _Opened | _Measured, limit: int | None) -> Grid:
+    def _grid(self, opened: Opened | Measured, limit: int | None) -> Grid:
         budget = opened.budget if limit is None else min(opened.budget, limit)
         if not self.config.dynamic_tiles:
             return Grid(1, 1)
@@ -294,18 +247,18 @@ class Processor:
     def _prompt(
         self,
         encoded: Encoded,
-        opened: Sequence[Sequence[_Opened]],
+        opened: Sequence[Sequence[Opened]],
         plan: _Plan,
         digests: bool,
     ) -> Prompt:
-        size = self.config.tile_size
+        reader, size = self._reader(), self.config.tile_size
         stacks: list[np.ndarray] = []
         spans: list[MediaSpan] = []
         position, first_tile = 0, 0
         for part, grids in zip(opened, plan.grids, strict=True):
             for one, grid in zip(part, grids, strict=True):
-                thumbnail = self.config.use_thumbnail and grid.tiles > 1
-                tiles = cut(one.image, grid, size, thumbnail)
+                known = reader.cut(one, grid, digests)
+                tiles = known.tiles
                 start = encoded.token_ids.index(self.image_tokens.context, position)
                 position = start + len(tiles) * self.config.tokens_per_tile
                 spans.append(
@@ -316,22 +269,14 @@ class Processor:
                         num_tiles=len(tiles),
                         columns=grid.columns,
                         rows=grid.rows,
-                        thumbnail=thumbnail,
-                        digest=digest(tiles) if digests else b"",
+                        thumbnail=len(tiles) > grid.tiles,
+                        digest=known.digest,
                     )
                 )
                 stacks.append(tiles)
                 first_tile += len(tiles)
         joined = stacks[0] if len(stacks) == 1 else np.concatenate([_no_tiles(size), *stacks])
         return Prompt(encoded.token_ids, encoded.is_target, joined, tuple(spans))
-
-
-def digest(tiles: np.ndarray) -> bytes:
-    """A hash of tiles: equal for equal pixels in equal shapes."""
-    shape = repr(tiles.shape).encode()
-    state = blake2b(len(shape).to_bytes(8, "little") + shape, digest_size=32)
-    state.update(np.ascontiguousarray(tiles).data)
-    return state.digest()
 
 
 def _no_tiles(size: int) -> np.ndarray:

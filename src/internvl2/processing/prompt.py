@@ -22,7 +22,7 @@ class MediaSpan:
     thumbnail: bool
     """Whether the last tile is the whole picture, shrunk."""
     digest: bytes
-    """Hash of the tiles' pixels: equal digests give equal visual tokens."""
+    """Hash of the tiles, or of the file and how it was cut: equal digests give equal tokens."""
 
 
 @dataclass(frozen=True)

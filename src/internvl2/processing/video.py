@@ -23,6 +23,7 @@ from internvl2.processing.pixels import (
     open_picture,
     read_source,
 )
+from internvl2.processing.resize import Arithmetic, shrink
 from internvl2.processing.video_file import open_video
 
 VideoSource = str | Path | bytes | Sequence[Image.Image | np.ndarray]
@@ -106,7 +107,7 @@ def read_frames(
     if num_frames > MOST_FRAMES:
         raise MediaError(f"{num_frames} frames of a video were asked for; at most {MOST_FRAMES}")
     options, bounds = options or PictureOptions(), Bounds(start, end)
-    request = _Request(num_frames, bounds, options, _shrinker(shrink_to))
+    request = _Request(num_frames, bounds, options, _shrinker(shrink_to, options.arithmetic))
     if not isinstance(source, str | Path | bytes):
         return _from_sequence(list(source), request)
     if not isinstance(source, bytes) and _is_folder(source):
@@ -145,10 +146,10 @@ class _Request:
         return [min(index, total - 1) for index in sampled]
 
 
-def _shrinker(side: int | None) -> Callable[[Image.Image], Image.Image]:
+def _shrinker(side: int | None, arithmetic: Arithmetic) -> Callable[[Image.Image], Image.Image]:
     if side is None:
         return lambda image: image
-    return lambda image: image.resize((side, side), Image.Resampling.BICUBIC)
+    return lambda image: shrink(image, side, arithmetic)
 
 
 def _is_folder(source: str | Path) -> bool:

@@ -1,0 +1,132 @@
+"""The pictures and frames of a prompt: measured first, cut once it is known into which grid.
+
+Where tiles are kept, a picture is known by its bytes: its header gives the size, and pixels are
+decoded only if nobody has cut the same bytes in the same way before.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from internvl2.config import InternVLConfig
+from internvl2.processing.conversation import Picture, Video
+from internvl2.processing.image import (
+    Grid,
+    PictureOptions,
+    cut,
+    open_picture,
+    pad_to_square,
+    picture_size,
+)
+from internvl2.processing.pixels import read_picture
+from internvl2.processing.tile_cache import TileCache, Tiles, digest, digest_of_bytes
+from internvl2.processing.video import count_frames, read_frames
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A picture or frame of which only the size is known."""
+
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    budget: int
+    """Most tiles that it may be cut into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A picture or frame before it is cut."""
+
+    size: tuple[int, int]
+    budget: int
+    decode: Callable[[], Image.Image]
+    source: bytes | None = None
+    """Hash of what it is made of; None where its tiles are not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The tiles of a picture, and how they are known."""
+
+    tiles: Tiles
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MediaReader:
+    """Opens the parts of a conversation and cuts them, as a model and its user want it."""
+
+    config: InternVLConfig
+    pictures: PictureOptions
+    cache: TileCache | None = None
+
+    def open(self, part: Picture | Video, max_tiles: int | None) -> Iterator[Opened]:
+        """A picture, or each frame of a video."""
+        if isinstance(part, Picture):
+            yield self._open_picture(part, self._budget(part, max_tiles))
+            return
+        shrink_to = self.config.tile_size if part.max_tiles == 1 else None
+        frames = read_frames(
+            part.source, part.num_frames, part.start, part.end, self.pictures, shrink_to
+        )
+        for frame in frames.images:
+            yield Opened(frame.size, part.max_tiles, lambda frame=frame: frame)
+
+    def measure(self, part: Picture | Video, max_tiles: int | None) -> Iterator[Measured]:
+        """The sizes that `open` would find, from headers alone where they tell."""
+        if isinstance(part, Picture):
+            size = (1, 1) if self._is_padded else picture_size(part.source, self.pictures)
+            yield Measured(size, self._budget(part, max_tiles))
+        elif part.max_tiles == 1:
+            frames = count_frames(part.source, part.num_frames)
+            yield from [Measured((1, 1), 1)] * frames
+        else:
+            yield from (Measured(one.size, one.budget) for one in self.open(part, max_tiles))
+
+    def cut(self, opened: Opened, grid: Grid, digests: bool) -> Cut:
+        """The tiles of one picture, those of its whole among them where the model wants that."""
+        thumbnail = self.config.use_thumbnail and grid.tiles > 1
+        if opened.source is None or self.cache is None:
+            tiles = self._cut(opened, grid, thumbnail)
+            return Cut(tiles, digest(tiles) if digests else b"")
+        way = (*grid, thumbnail, self._is_padded, self.config.tile_size)
+        options = (self.pictures.official, self.pictures.arithmetic)
+        key = digest_of_bytes(opened.source + repr((way, options)).encode())
+        tiles = self.cache.find(key)
+        if tiles is None:
+            tiles = self._cut(opened, grid, thumbnail)
+            self.cache.keep(key, tiles)
+        return Cut(tiles, key)
+
+    @property
+    def _is_padded(self) -> bool:
+        return self.config.pad2square and not self.config.dynamic_tiles
+
+    def _budget(self, part: Picture, max_tiles: int | None) -> int:
+        return part.max_tiles or max_tiles or self.config.max_tiles
+
+    def _cut(self, opened: Opened, grid: Grid, thumbnail: bool) -> Tiles:
+        image = opened.decode()
+        return cut(image, grid, self.config.tile_size, thumbnail, self.pictures.arithmetic)
+
+    def _open_picture(self, part: Picture, budget: int) -> Opened:
+        if self.cache is None or isinstance(part.source, Image.Image):
+            image = open_picture(part.source, self.pictures)
+            known = None if self.cache is None else _digest_of_pixels(image)
+            decode, size = (lambda: image), image.size
+        else:
+            encoded = read_picture(part.source, self.pictures)
+            known = digest_of_bytes(encoded.content)
+            decode, size = encoded.decode, encoded.size
+        if not self._is_padded:
+            return Opened(size, budget, decode, known)
+        side = max(size)
+        return Opened((side, side), budget, lambda: pad_to_square(decode()), known)
+
+
+def _digest_of_pixels(image: Image.Image) -> bytes:
+    """A hash of an RGB picture that is decoded already, never that of a file."""
+    pixels = digest_of_bytes(np.ascontiguousarray(image).data)
+    return digest_of_bytes(repr(image.size).encode() + pixels)
