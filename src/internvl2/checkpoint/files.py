@@ -184,4 +184,5 @@ _SAFETENSORS_TYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "U16": torch.bfloat16,
+    "I32": torch.int32,
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from internvl2.checkpoint.adapter_config import read_adapter_config
 from internvl2.checkpoint.adapters import merged
+from internvl2.checkpoint.awq import AwqWeights, open_awq
 from internvl2.checkpoint.config_files import Layout, read_lora_ranks, tied_embeddings
 from internvl2.checkpoint.files import Stored, TensorSource, open_weights
 from internvl2.checkpoint.layouts import (
@@ -31,6 +32,7 @@ from internvl2.checkpoint.lora_files import (
 )
 from internvl2.config import InternVLConfig
 from internvl2.model.internvl import InternVL
+from internvl2.model.low_bit import Groups
 
 SHOWN = 10
 """How many faulty tensors one message lists."""
@@ -73,6 +75,34 @@ class Checkpoint:
         if self.adapter is None:
             return stored
         return with_adapter(stored, self.adapter, device or torch.device("cpu"))
+
+    @property
+    def packed(self) -> AwqWeights | None:
+        """The source, where the language model's matrices are stored in four bits."""
+        return self.source if isinstance(self.source, AwqWeights) else None
+
+    @property
+    def packed_rules(self) -> list[Rule]:
+        """Rules of the decoder's layers whose tensors are all stored in four bits."""
+        modules = self.packed.modules if self.packed else ()
+        return [
+            rule
+            for rule in self.rules
+            if all(self.names[name] in modules for name in rule.theirs)
+            and all(name.startswith("decoder.layers.") for name in rule.ours)
+        ]
+
+    def read_groups(self, rule: Rule) -> list[Groups]:
+        """Our parameters of one of those rules, in four bits.
+
+        Rules move rows, which scales and offsets follow.
+        """
+        assert self.packed is not None, self.directory
+        theirs = [self.packed.groups(self.names[name]) for name in rule.theirs]
+        codes = rule.read([groups.codes for groups in theirs])
+        scales = rule.read([groups.scales for groups in theirs])
+        offsets = rule.read([groups.offsets for groups in theirs])
+        return [Groups(*parts) for parts in zip(codes, scales, offsets, strict=True)]
 
     def fingerprint(self, config: InternVLConfig) -> str:
         """What the adapters of this model carry, to be refused by others."""
@@ -125,8 +155,11 @@ def open_checkpoint(
 
 
 def _open_base(directory: Path, config: InternVLConfig) -> Checkpoint:
-    source = merged(open_weights(directory), *read_lora_ranks(directory))
+    source = open_awq(open_weights(directory), directory)
+    source = merged(source, *read_lora_ranks(directory))
     layout = find_layout(source, config, directory)
+    if layout == "paddlemix" and isinstance(source, AwqWeights):
+        raise ValueError(f"{directory}: four-bit weights in PaddleMIX's layout are not supported")
     shapes = parameter_shapes(config)
     table = rules(layout, config, shapes)
     names: dict[str, str] = {}

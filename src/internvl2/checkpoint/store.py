@@ -1,13 +1,15 @@
 """Load a checkpoint into a model on its device, and save a model as a checkpoint."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from internvl2 import device as devices
+from internvl2.checkpoint.awq import read_awq
 from internvl2.checkpoint.companions import token_ids, write_companions
 from internvl2.checkpoint.config_files import Layout, read_config, require_expressible, write_config
 from internvl2.checkpoint.convert import DTYPES, building, dtype_name
@@ -15,8 +17,16 @@ from internvl2.checkpoint.hub import locate
 from internvl2.checkpoint.layouts import rules
 from internvl2.checkpoint.source import Checkpoint, open_checkpoint
 from internvl2.checkpoint.writing import MAX_SHARD_BYTES, Writing, write_weights
-from internvl2.config import InternVLConfig
+from internvl2.config import InternVLConfig, Quantization
 from internvl2.model.internvl import InternVL
+from internvl2.model.low_bit import (
+    Int4Linear,
+    quantization_of,
+    quantize_for_answers,
+    require_quantization,
+    stored_bytes,
+)
+from internvl2.model.quantize import store_quantized
 from internvl2.processing.processor import Processor
 
 
@@ -49,14 +59,16 @@ def load(
     dtype: str | None = None,
     revision: str | None = None,
     adapter: str | Path | None = None,
+    quantize: str | None = None,
 ) -> Loaded:
     """A model by directory, hub id or short name, on the best device and in a fitting dtype.
 
     An adapter, by directory or hub id, is merged in; an adapter as `model` brings its base.
+    `quantize` ("fp8", "int8", "int4") holds the decoder's matrices in fewer bits, to answer with.
     """
     target = devices.pick(device)
     found = find(model, target, dtype, revision, adapter)
-    filled = _filled(found.checkpoint, found.config, target, found.dtype)
+    filled = _filled(found.checkpoint, found.config, target, found.dtype, quantize)
     return Loaded(filled, found.processor, found.config, found.directory)
 
 
@@ -85,11 +97,38 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     adapter: Path | None = None,
+    quantize: str | None = None,
 ) -> InternVL:
     """The model in a directory, on `device`, in `dtype` or else in the stored type."""
     config = read_config(directory)
     checkpoint = open_checkpoint(Path(directory), config, adapter)
-    return _filled(checkpoint, config, torch.device(device), dtype or checkpoint.dtype())
+    return _filled(checkpoint, config, torch.device(device), dtype or checkpoint.dtype(), quantize)
+
+
+def choose_quantization(
+    directory: Path,
+    wanted: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    adapter: Path | None,
+) -> Quantization | None:
+    """How the decoder of a checkpoint will be held; what cannot be is an error.
+
+    Four-bit weights of a checkpoint stay as they are. Nothing can be merged into them.
+    """
+    if read_awq(directory) is None:
+        return None if wanted is None else require_quantization(wanted, device, dtype)
+    if wanted is not None:
+        raise ValueError(
+            f"{directory} has four-bit weights already (AWQ): leave out quantize {wanted!r}, or "
+            "make a plain model of it first with `internvl2 convert`"
+        )
+    if adapter is not None:
+        raise ValueError(
+            f"{directory} has four-bit weights (AWQ), into which the adapter {adapter} cannot be "
+            "merged: make a plain model of both with `internvl2 convert --adapter` first"
+        )
+    return "int4"
 
 
 def read_weights(directory: str | Path, config: InternVLConfig) -> dict[str, Tensor]:
@@ -105,6 +144,12 @@ def save(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a model as a complete checkpoint directory; it must not exist, or be empty."""
+    quantization = quantization_of(model)
+    if quantization is not None:
+        raise ValueError(
+            f"this model's decoder is held in {quantization}, not in its own numbers; "
+            "load it without quantize to save it, and convert four-bit checkpoints"
+        )
     config = processor.config if processor else model.config
     save_weights(model.state_dict(), config, processor, directory, layout, max_shard_bytes)
 
@@ -155,19 +200,61 @@ def require_memory(what: str, numbers: int, dtype: torch.dtype, device: torch.de
 
 
 def _filled(
-    checkpoint: Checkpoint, config: InternVLConfig, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    config: InternVLConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: str | None,
 ) -> InternVL:
     """A model with the checkpoint's numbers.
 
-    Tensors go to the device one by one; the host never holds a second copy of the model.
+    Tensors go to the device one by one, and are quantised there; the host never holds a second copy
+    of the model, and the device none of what is quantised.
     """
+    adapter = None if checkpoint.adapter is None else checkpoint.adapter.directory
+    chosen = choose_quantization(checkpoint.directory, quantize, device, dtype, adapter)
     with torch.device("meta"):
         model = InternVL(config).to(dtype)
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    require_memory(f"the weights of {checkpoint.directory}", numbers, dtype, device)
+    if quantize is not None and chosen is not None:
+        quantize_for_answers(model, chosen)
+    else:
+        _make_room_for_packed(model, checkpoint)
+    what = f"the weights of {checkpoint.directory}" + (f", {chosen}," if chosen else "")
+    require_memory(what, stored_bytes(model) // dtype.itemsize, dtype, device)
     # `to_empty` would import torch's compiler, which takes half a second.
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    empty = {name: torch.empty(s, dtype=dtype, device=device) for name, s in shapes.items()}
+    places = model.state_dict()
+    empty = {name: torch.empty(x.shape, dtype=x.dtype, device=device) for name, x in places.items()}
     model.load_state_dict(empty, strict=True, assign=True)
-    fill(dict(model.named_parameters()), checkpoint.parameters(device))
+    if quantize is None and chosen is not None:
+        weights = _store_packed(model, checkpoint)
+    else:
+        weights = store_quantized(checkpoint.parameters(device), model)
+    fill(dict(model.named_parameters()), weights)
     return model.eval()
+
+
+def _make_room_for_packed(model: InternVL, checkpoint: Checkpoint) -> None:
+    """Puts four-bit maps in place of those whose weights are stored so."""
+    packed = checkpoint.packed
+    if packed is None:
+        return
+    for name in chain.from_iterable(rule.ours for rule in checkpoint.packed_rules):
+        place, _, kind = name.removesuffix(".weight").rpartition(".")
+        holder = model.get_submodule(place)
+        linear = getattr(holder, kind)
+        assert isinstance(linear, nn.Linear), name
+        few = Int4Linear(linear.weight.detach(), linear.bias, packed.format.group)
+        setattr(holder, kind, few)
+
+
+def _store_packed(model: InternVL, checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """A checkpoint's parameters, less those that are stored in four bits, which it stores."""
+    packed = checkpoint.packed_rules
+    for rule in checkpoint.rules:
+        if rule not in packed:
+            yield from zip(rule.ours, checkpoint.read(rule), strict=True)
+            continue
+        for name, groups in zip(rule.ours, checkpoint.read_groups(rule), strict=True):
+            linear = model.get_submodule(name.removesuffix(".weight"))
+            assert isinstance(linear, Int4Linear), name
+            linear.store_groups(groups)

@@ -236,6 +236,7 @@ class Eval:
             start=self.media.start,
             end=self.media.end,
             adapter=None if found.adapter is None else str(found.adapter),
+            quantize=load.quantize,
         )
 
 

@@ -27,11 +27,14 @@ class LoadedEngine:
     def introduce(self) -> None:
         """Names the model on standard error, once all is known to be well."""
         from internvl2.family import parameters
+        from internvl2.model.low_bit import quantization_of
 
         count = parameters(self.engine.model.config).total
         size = f"{count / 1e9:.3g}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
         weight = self.engine.model.decoder.embedding.weight
         dtype = str(weight.dtype).removeprefix("torch.")
+        held = quantization_of(self.engine.model)
+        dtype += f" with a decoder in {held}" if held else ""
         words = f"model: {self.origin}, {size} weights, {dtype}, {weight.device}"
         print(words, file=sys.stderr, flush=True)
 
@@ -50,6 +53,7 @@ def load_engine(model: str, options: LoadOptions, media: MediaOptions) -> Loaded
             adapter=found.adapter,
             device=options.device,
             dtype=options.dtype,
+            quantize=options.quantize,
             options=EngineOptions(max_context=options.max_context),
         )
     engine.processor.pictures = PictureOptions(official=media.official_pictures)

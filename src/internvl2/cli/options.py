@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from tyro.conf import UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from internvl2.config import Quantization
+
 if TYPE_CHECKING:
     from internvl2.engine.sequence import SamplingParams
     from internvl2.processing.conversation import Video
@@ -51,6 +53,8 @@ class LoadOptions:
     """Adapter that is merged into the model while it is read, in PEFT's format."""
     dtype: Annotated[Dtype | None, as_typed("", *get_args(Dtype))] = None
     """Number format of weights and arithmetic; the checkpoint's unless given."""
+    quantize: Annotated[Quantization | None, as_typed("", *get_args(Quantization))] = None
+    """Holds the decoder's matrices in fewer bits: int8 and int4 anywhere, fp8 on Hopper GPUs."""
     revision: Annotated[str | None, as_typed("REVISION")] = None
     """Branch, tag or commit of a checkpoint on the hub."""
     offline: bool = False

@@ -18,7 +18,7 @@ from types import TracebackType
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.hub import EMBEDDED, locate
-from internvl2.checkpoint.store import load_model
+from internvl2.checkpoint.store import choose_quantization, load_model
 from internvl2.engine.answer_text import AnswerText
 from internvl2.engine.batch import Answered, Batch, Work
 from internvl2.engine.chat import Chat
@@ -116,10 +116,12 @@ class Engine:
         revision: str | None = None,
         options: EngineOptions | None = None,
         adapter: str | Path | None = None,
+        quantize: str | None = None,
     ) -> "Engine":
         """An engine for a model directory, a hub id, or a short name; for nano without any.
 
         An adapter, by directory or hub id, is merged in; an adapter as `model` brings its base.
+        `quantize` ("fp8", "int8", "int4") holds the decoder's matrices in fewer bits.
         """
         located = locate(model, adapter, revision=revision)
         directory = located.directory
@@ -127,10 +129,18 @@ class Engine:
         config = read_config(directory)
         place = devices.pick(device)
         number_format = devices.choose_dtype(place, config.dtype, dtype)
+        held = choose_quantization(directory, quantize, place, number_format, located.adapter)
         request = _memory_request(options, place.type == "cpu")
-        plan(config, number_format, place, devices.free_memory(place), request)
+        free = devices.free_memory(place)
+        plan(config, number_format, place, free, request, quantization=held)
         processor = Processor.from_directory(directory, config)
-        filled = load_model(directory, device=place, dtype=number_format, adapter=located.adapter)
+        filled = load_model(
+            directory,
+            device=place,
+            dtype=number_format,
+            adapter=located.adapter,
+            quantize=quantize,
+        )
         if can_pack(place, number_format):
             pack_linears(filled)
         return cls(filled, processor, options)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from internvl2.config import InternVLConfig
+from internvl2.config import InternVLConfig, Quantization
 from internvl2.model.internvl import InternVL
+from internvl2.model.low_bit import quantize_for_answers, stored_bytes
 
 GIB = 2**30
 CPU_CACHE_TOKENS = 32768
@@ -65,6 +66,17 @@ def count_parameters(config: InternVLConfig) -> int:
         return sum(parameter.numel() for parameter in InternVL(config).parameters())
 
 
+def weight_bytes(
+    config: InternVLConfig, dtype: torch.dtype, quantization: Quantization | None
+) -> int:
+    """What the weights of a model take, its decoder's in fewer bits where they are held so."""
+    with torch.device("meta"):
+        model = InternVL(config).to(dtype)
+    if quantization is not None:
+        quantize_for_answers(model, quantization)
+    return stored_bytes(model)
+
+
 def plan(
     config: InternVLConfig,
     dtype: torch.dtype,
@@ -73,13 +85,14 @@ def plan(
     request: MemoryRequest,
     *,
     is_loaded: bool = False,
+    quantization: Quantization | None = None,
 ) -> MemoryPlan:
     """How to divide `free_bytes` of a device, or NotEnoughMemory.
 
     A model that `is_loaded` has its weights in place already.
     """
     _check(request)
-    weights = 0 if is_loaded else count_parameters(config) * dtype.itemsize
+    weights = 0 if is_loaded else weight_bytes(config, dtype, quantization)
     activations = _activation_bytes(config, dtype, request)
     per_token = _bytes_per_token(config, dtype)
     context = request.max_context or longest_context(config)

@@ -18,6 +18,7 @@ from internvl2.engine.sampler import RawLogprobs, SamplingBatch, sample
 from internvl2.engine.scheduler import Chunk, Step
 from internvl2.engine.sequence import Logprobs, Sequence, TokenLogprob
 from internvl2.engine.vision_cache import VisionCache, overlapping
+from internvl2.family import parameters
 from internvl2.model.attention import DecodeSpan, PagedAttention, PrefillSpan
 from internvl2.model.internvl import InternVL
 from internvl2.model.rotary import Positions
@@ -94,7 +95,7 @@ class ModelRunner:
         self.vision = VisionCache(
             model, self.device, max_bytes=options.vision_bytes, max_tiles=options.vision_tiles
         )
-        self._weights = sum(weight.numel() for weight in model.decoder.parameters())
+        self._weights = parameters(model.config).decoder
         self._scratch_slot = options.num_blocks * options.block_size
         rows = self._bucket(options.max_sequences)
         blocks = -(-options.longest // options.block_size)

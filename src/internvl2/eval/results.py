@@ -41,6 +41,7 @@ class Settings:
     start: float | None
     end: float | None
     adapter: str | None = None
+    quantize: str | None = None
     version: str = __version__
 
 

@@ -5,6 +5,7 @@ book that suits normally distributed numbers. Scales are stored in 8 bits: their
 mean of all, times a scale for 256 of them. That is 0.516 bytes a weight. All of it is plain torch.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -82,7 +83,7 @@ def rounded(weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return dequantize_nf4(quantize_nf4(weight), weight.shape, weight.dtype)
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(nn.Module, ABC):
     """A linear map whose weight is stored in few bits and never trained.
 
     One that was made from a weight without memory has no numbers until `store` is called.
@@ -99,13 +100,13 @@ class QuantizedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     @property
+    @abstractmethod
     def weight(self) -> Float[Tensor, "outputs inputs"]:
         """The weight in the type to compute in, dequantised anew."""
-        raise NotImplementedError
 
+    @abstractmethod
     def store(self, weight: Float[Tensor, "outputs inputs"]) -> None:
         """Replace the weight, in place."""
-        raise NotImplementedError
 
 
 class Nf4Linear(QuantizedLinear):
