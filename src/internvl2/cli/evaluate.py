@@ -230,6 +230,7 @@ class Eval:
             fit=self.media.fit,
             thinking=self.media.thinking,
             official_pictures=self.media.official_pictures,
+            preprocess=self.media.preprocess,
             suffix=self.suffix,
             media_root=None if self.media_root is None else str(self.media_root.absolute()),
             frames=self.media.frames,

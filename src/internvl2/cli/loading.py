@@ -46,7 +46,6 @@ def load_engine(model: str, options: LoadOptions, media: MediaOptions) -> Loaded
     found = find_model(name, options.adapter, options.revision, offline=options.offline)
     with _lasting_imports():
         from internvl2.engine.engine import Engine, EngineOptions
-        from internvl2.processing.pixels import PictureOptions
 
         engine = Engine.load(
             found.directory,
@@ -55,8 +54,8 @@ def load_engine(model: str, options: LoadOptions, media: MediaOptions) -> Loaded
             dtype=options.dtype,
             quantize=options.quantize,
             options=EngineOptions(max_context=options.max_context),
+            pictures=media.picture_options(),
         )
-    engine.processor.pictures = PictureOptions(official=media.official_pictures)
     return LoadedEngine(engine, found.origin, time.perf_counter() - started)
 
 

@@ -16,6 +16,7 @@ from internvl2.config import Quantization
 if TYPE_CHECKING:
     from internvl2.engine.sequence import SamplingParams
     from internvl2.processing.conversation import Video
+    from internvl2.processing.pixels import PictureOptions
     from internvl2.processing.processor import EncodeOptions
 
 MOST_TILES, MOST_FRAMES = 128, 1024
@@ -84,6 +85,8 @@ class MediaOptions:
     """Cut pictures into fewer tiles where the prompt would be too long, instead of an error."""
     official_pictures: bool = False
     """Read odd pictures as the official code: no EXIF rotation, alpha dropped, 16 bit clipped."""
+    preprocess: Literal["exact", "fast"] = "exact"
+    """fast resizes pictures in a fraction of the time; one value of 200 then differs by 1 of 255."""
     thinking: bool = False
     """Let an InternVL3.5 model think before it answers."""
 
@@ -102,6 +105,12 @@ class MediaOptions:
         from internvl2.processing.conversation import Video
 
         return Video(source, num_frames=self.frames, start=self.start, end=self.end)
+
+    def picture_options(self) -> "PictureOptions":
+        """How the processor opens and resizes pictures."""
+        from internvl2.processing.pixels import PictureOptions
+
+        return PictureOptions(official=self.official_pictures, arithmetic=self.preprocess)
 
     def encoding(self) -> "EncodeOptions":
         """What the processor is asked for."""

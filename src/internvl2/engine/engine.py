@@ -32,8 +32,10 @@ from internvl2.engine.step_loop import Inbox, StepLoop
 from internvl2.model.internvl import InternVL
 from internvl2.model.packed import can_pack, pack_linears
 from internvl2.processing.conversation import Conversation, Message
+from internvl2.processing.pixels import PictureOptions
 from internvl2.processing.processor import EncodeOptions, Processor
 from internvl2.processing.prompt import Prompt
+from internvl2.processing.tile_cache import TileCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class EngineOptions:
     """Whether equal beginnings of conversations are computed once."""
     vision_cache_bytes: int = 256 * 2**20
     """Visual tokens kept for pictures that may come again; 0 keeps none."""
+    tile_cache_bytes: int = 256 * 2**20
+    """Tiles kept, in the host's memory, for pictures whose bytes may come again; 0 keeps none."""
     vision_tiles: int | None = None
     """Most tiles in one run of the vision tower; None takes 32, or 4 on a CPU."""
     pad_decodes: bool | None = None
@@ -116,6 +120,7 @@ class Engine:
         revision: str | None = None,
         options: EngineOptions | None = None,
         adapter: str | Path | None = None,
+        pictures: PictureOptions | None = None,
         quantize: str | None = None,
     ) -> "Engine":
         """An engine for a model directory, a hub id, or a short name; for nano without any.
@@ -133,7 +138,10 @@ class Engine:
         request = _memory_request(options, place.type == "cpu")
         free = devices.free_memory(place)
         plan(config, number_format, place, free, request, quantization=held)
-        processor = Processor.from_directory(directory, config)
+        tile_cache = TileCache(options.tile_cache_bytes)
+        processor = Processor.from_directory(
+            directory, config, pictures=pictures, tile_cache=tile_cache
+        )
         filled = load_model(
             directory,
             device=place,

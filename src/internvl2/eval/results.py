@@ -41,6 +41,7 @@ class Settings:
     start: float | None
     end: float | None
     adapter: str | None = None
+    preprocess: str = "exact"
     quantize: str | None = None
     version: str = __version__
 
