@@ -18,6 +18,7 @@ import pytest
 
 from internvl2.cli import main
 from internvl2.cli.options import MediaOptions
+from internvl2.cores import read_cores
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "tests/data/official/A_internlm2/checkpoint"
@@ -179,6 +180,33 @@ def test_info_describes_the_built_in_model_where_none_is_named(run: Run):
     assert run("info").out == run("info", "nano").out
 
 
+def test_info_says_what_a_device_would_be_used_with_and_why(run: Run):
+    about = json.loads(run("info", "--device", "cpu", "--dtype", "fp32", "--json").out)
+    assert about["device"] == "cpu"
+    assert about["choices"]["number format"] == {"chosen": "float32", "why": "asked for"}
+    lines = run("info", MODEL, "--device").out.splitlines()
+    assert [line.split("  ")[1] for line in lines[1:4]] == [
+        "number format",
+        "attention, prefill",
+        "attention, decode",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--device", "tpu"), "unknown device 'tpu'; known: cpu, cuda, cuda:N, npu, mps"),
+        (("--dtype", "bf16"), "--dtype bf16 goes with --device"),
+        (("--device", "cpu", "--dtype", "float64"), "'float64'; known: 'bfloat16', 'float16'"),
+        (("--device", "cpu", "--adapter", "here"), "whatever the --adapter"),
+    ],
+)
+def test_info_refuses_a_device_that_cannot_be(options: tuple[str, ...], complaint: str, run: Run):
+    done = run("info", *options)
+    assert done.code == 2
+    assert complaint in done.err
+
+
 def test_info_needs_no_more_than_a_config(run: Run, tmp_path: Path):
     shutil.copy(Path(MODEL) / "config.json", tmp_path)
     about = json.loads(run("info", str(tmp_path), "--json").out)
@@ -233,6 +261,26 @@ def test_the_command_is_interrupted_with_130_and_ends_quietly_on_a_closed_pipe()
 def close_output(process: "subprocess.Popen[bytes]") -> None:
     assert process.stdout is not None
     process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [
+        ({}, str(read_cores().threads)),
+        ({"OMP_NUM_THREADS": "5"}, "5"),
+        ({"MKL_NUM_THREADS": "5"}, None),
+    ],
+)
+def test_torch_has_a_thread_for_each_core_that_is_ours_unless_the_user_says_otherwise(
+    given: dict[str, str], threads: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    main(["--help"])
+    assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
 def test_a_picture_is_cut_as_the_model_wants_it_unless_told():

@@ -44,9 +44,20 @@ def pick(name: str | None = None) -> "torch.device":
 def choose_dtype(
     device: "torch.device", stored: DTypeName, wanted: str | None = None
 ) -> "torch.dtype":
-    """The format to compute in: `wanted`, else the checkpoint's where the device is good at it.
+    """The format to compute in: `wanted`, else the checkpoint's where the device is good at it."""
+    return format_for(device.type, stored, wanted, multiplies_bf16=lambda: multiplies_bf16(device))
 
-    Without bf16 arithmetic a bf16 checkpoint runs in fp16 on a GPU and in fp32 on a CPU.
+
+def format_for(
+    kind: str,
+    stored: DTypeName,
+    wanted: str | None,
+    *,
+    multiplies_bf16: Callable[[], bool],
+) -> "torch.dtype":
+    """What `choose_dtype` does for a kind of device.
+
+    Without bf16 arithmetic a bf16 checkpoint runs in fp16 on an accelerator and in fp32 on a CPU.
     """
     import torch
 
@@ -58,16 +69,19 @@ def choose_dtype(
         "fp16": torch.float16,
         "fp32": torch.float32,
     }
-    if wanted is not None:
-        if wanted not in formats:
-            raise ValueError(f"unknown dtype {wanted!r}; known: {', '.join(formats)}")
-        return formats[wanted]
-    dtype = formats[stored]
-    if device.type == "cpu":
-        return dtype if dtype is torch.bfloat16 and cpu_multiplies_bf16() else torch.float32
-    if dtype is torch.bfloat16 and not _accelerator_has_bf16(device):
+    if wanted is not None and wanted not in formats:
+        raise ValueError(f"unknown dtype {wanted!r}; known: {', '.join(formats)}")
+    dtype = formats[stored if wanted is None else wanted]
+    if kind == "cpu" and wanted is None:
+        return dtype if dtype is torch.bfloat16 and multiplies_bf16() else torch.float32
+    if kind == "cpu" or dtype is not torch.bfloat16 or multiplies_bf16():
+        return dtype
+    if wanted is None:
         return torch.float16
-    return dtype
+    raise ValueError(
+        f"dtype {wanted}: this {kind} device has no bf16 arithmetic (NVIDIA has it from Ampere on, "
+        "Ascend from Atlas A2 on); use float16, which takes as little memory, or float32"
+    )
 
 
 def fused_kernel(name: str, device: "torch.device") -> Callable[..., Any] | None:
@@ -75,7 +89,7 @@ def fused_kernel(name: str, device: "torch.device") -> Callable[..., Any] | None
 
     The kernels are documented for NPUs from Atlas A2 on, which are those that know bf16.
     """
-    if device.type != "npu" or not _accelerator_has_bf16(device):
+    if device.type != "npu" or not multiplies_bf16(device):
         return None
     return getattr(import_module("torch_npu"), name, None)
 
@@ -172,21 +186,24 @@ def _import_torch_npu() -> bool:
     return True
 
 
+def multiplies_bf16(device: "torch.device") -> bool:
+    """Whether a device has arithmetic for bf16."""
+    import torch
+
+    if device.type == "cpu":
+        return cpu_multiplies_bf16()
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    module = torch.get_device_module(device)
+    return bool(getattr(module, "is_bf16_supported", lambda: True)())
+
+
 def cpu_multiplies_bf16() -> bool:
     """Whether the CPU has instructions for bf16 products; without them bf16 is slower than fp32."""
     import torch
 
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
-def _accelerator_has_bf16(device: "torch.device") -> bool:
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    module = torch.get_device_module(device)
-    return bool(getattr(module, "is_bf16_supported", lambda: True)())
 
 
 def _available_host_memory() -> int:

@@ -1,16 +1,20 @@
-"""`internvl2 info`: what a model is, from the family table or from a checkpoint's own files."""
+"""`internvl2 info`: what a model is, or what a device would compute it with.
+
+A model is described from the family table or from its own files.
+"""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from tyro.conf import Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from internvl2.checkpoint.hub import EMBEDDED, resolve
 from internvl2.cli.about_adapter import AboutAdapter, describe_adapter
 from internvl2.cli.loading import require_model
-from internvl2.cli.options import AdapterName
+from internvl2.cli.options import AdapterName, Dtype, as_typed
 
 if TYPE_CHECKING:
     from internvl2.config import InternVLConfig
@@ -21,19 +25,38 @@ PICTURE_TILES = 13
 """Twelve tiles and their thumbnail, the largest picture by default."""
 
 
+OPTIONAL_DEVICE: PrimitiveConstructorSpec[Any] = PrimitiveConstructorSpec(
+    nargs=(0, 1),
+    metavar="[DEVICE]",
+    instance_from_str=lambda words: words[0] if words else "",
+    is_instance=lambda value: value is None or isinstance(value, str),
+    str_from_instance=lambda value: [value] if value else [],
+)
+"""None where `--device` is not given, an empty name where it stands alone."""
+
+
 @dataclass(frozen=True)
 class Info:
-    """Say what a model is: shape, parameters, memory, template, special tokens."""
+    """Say what a model is: shape, parameters, memory, template; or what a device runs it with."""
 
     model: Annotated[Positional[str], arg(metavar="NAME|PATH")] = EMBEDDED
     """Short name (internvl2-2b), hub id, or directory of a model or adapter; nano is built in."""
     adapter: AdapterName = None
     """Directory of an adapter for the model, to describe both."""
+    device: Annotated[str | None, OPTIONAL_DEVICE] = None
+    """Say instead what this device would answer with, and why; the best one there is unless named:
+    cpu, cuda, cuda:1, npu or mps."""
+    dtype: Annotated[Dtype | None, as_typed("", *get_args(Dtype))] = None
+    """With --device: the number format to compute in."""
     json: bool = False
     """Print one JSON object instead of lines."""
 
     def run(self) -> int:
         """Prints the description."""
+        if self.device is not None:
+            return self._run_device(self.device)
+        if self.dtype is not None:
+            raise ValueError(f"--dtype {self.dtype} goes with --device")
         about, adapter = self._describe(require_model(self.model))
         if self.json:
             values = {} if about is None else asdict(about)
@@ -41,6 +64,18 @@ class Info:
             print(json.dumps(values, ensure_ascii=False))
         else:
             print("\n".join(each.lines() for each in (about, adapter) if each is not None))
+        return 0
+
+    def _run_device(self, name: str) -> int:
+        from internvl2 import device as devices
+        from internvl2.engine.device_report import read_facts, report
+
+        if self.adapter is not None:
+            raise ValueError("--device says what a model runs with, whatever the --adapter")
+        config = _config(require_model(self.model))
+        facts = read_facts(devices.pick(name or None))
+        found = report(facts, config.dtype, self.dtype, config.decoder.head_dim)
+        print(json.dumps(found.as_json()) if self.json else found.lines())
         return 0
 
     def _describe(self, model: str) -> "tuple[About | None, AboutAdapter | None]":
@@ -113,20 +148,27 @@ def describe(model: str) -> About:
     from internvl2 import family
     from internvl2.processing.template import find_template
 
+    config = _config(model)
     if model == EMBEDDED or Path(model).is_dir():
-        from internvl2.checkpoint.config_files import read_config
-
-        directory = resolve(model)
-        config = read_config(directory)
-        return _about(model, config, _ids_from_files(directory, config))
-    if Path(model).exists() or model.startswith((".", "/", "~")):
-        raise ValueError(f"{model} is not the directory of a checkpoint")
+        return _about(model, config, _ids_from_files(resolve(model), config))
     member = family.find(model)
     ids = _special_tokens(member.config)
     tokens = member.tokens
     ids |= {"<img>": tokens.image_start, "</img>": tokens.image_end, "<IMG_CONTEXT>": tokens.image}
     ids[find_template(member.config.template).end] = tokens.end_of_turn
     return _about(member.hub_id, member.config, ids)
+
+
+def _config(model: str) -> "InternVLConfig":
+    """A directory's own config.json, or the family table's."""
+    from internvl2 import family
+    from internvl2.checkpoint.config_files import read_config
+
+    if model == EMBEDDED or Path(model).is_dir():
+        return read_config(resolve(model))
+    if Path(model).exists() or model.startswith((".", "/", "~")):
+        raise ValueError(f"{model} is not the directory of a checkpoint")
+    return family.find(model).config
 
 
 def _describe_known(base: str) -> About | None:

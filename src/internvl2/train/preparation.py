@@ -105,8 +105,16 @@ def adapter_settings(lora: Lora) -> dict[str, LoraSettings | None]:
 
 def compiles(recipe: Recipe, device: torch.device) -> bool:
     """Whether layers and optimizer are compiled: where it pays, unless the recipe says."""
+    if device.type != "cuda":
+        return bool(recipe.compile)
+    has_triton = find_spec("triton") is not None
     if recipe.compile is None:
-        return device.type == "cuda" and find_spec("triton") is not None
+        return has_triton
+    if recipe.compile and not has_triton:
+        raise ValueError(
+            "compile = true needs Triton on a GPU, which is not installed: pip install triton, "
+            "or leave compile out, which trains without it, slower"
+        )
     return recipe.compile
 
 
