@@ -77,9 +77,20 @@ def any_shape(draw: Draw) -> Shape:
     return Shape(*sides, long / 896)
 
 
+def easiness(difficulty: float) -> float:
+    """The share of pictures with which one begins: all up to 0.1, none from 0.4 on."""
+    return min(1.0, max(0.0, (0.4 - difficulty) / 0.3))
+
+
+def is_easy(draw: Draw, difficulty: float) -> bool:
+    """Whether to draw a picture with which one begins: few and large things, plain and short."""
+    share = easiness(difficulty)
+    return share > 0 and draw.chance(share)
+
+
 def letter_size(draw: Draw, difficulty: float) -> float:
     """A height of letters in pixels of a tile: 14 to 74, smaller the more difficult."""
-    low, high = 20 - 6.5 * difficulty, 74 - 30 * difficulty
+    low, high = 20 - 6.5 * difficulty + 18 * easiness(difficulty), 74 - 30 * difficulty
     return low + (high - low) * draw.number(0, 1) ** (0.7 + 1.8 * difficulty)
 
 

@@ -27,6 +27,9 @@ class Ground:
         return sum(self.rgb) < 384
 
 
+WHITE = Ground((255, 255, 255), ON_LIGHT)
+
+
 @dataclass(frozen=True)
 class Scene:
     """Forms on a ground; no two touch."""
@@ -58,7 +61,7 @@ def choose_ground(draw: Draw) -> Ground:
     if kind == "dark":
         return Ground((draw.integer(10, 45), draw.integer(10, 45), draw.integer(15, 60)), ON_DARK)
     if kind == "white":
-        return Ground((255, 255, 255), ON_LIGHT)
+        return WHITE
     if kind == "gray":
         shade = draw.integer(215, 240)
         return Ground((shade, shade, shade), tuple(without(ON_LIGHT, "gray", "yellow")))

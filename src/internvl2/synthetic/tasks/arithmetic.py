@@ -6,8 +6,9 @@ from PIL import Image, ImageDraw
 
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.lettering import choose_ink, letter
+from internvl2.synthetic.page import is_easy
 from internvl2.synthetic.sample import Sample, Turn
-from internvl2.synthetic.scenes import Ground, choose_ground
+from internvl2.synthetic.scenes import WHITE, Ground, choose_ground
 from internvl2.synthetic.wordings import DESCRIBE
 
 ORDINALS = ("first", "second", "third", "fourth")
@@ -38,16 +39,13 @@ class Sum:
 
 def make(draw: Draw, difficulty: float) -> Sample:
     """One expression, or two to four, or two numbers to compare."""
+    if is_easy(draw, difficulty):
+        return _first_sums(draw)
     kind = draw.choice(("one", "one", "one", "one", "column", "several", "several", "gap", "check",
                         "compare"))  # fmt: skip
-    if kind == "several":
-        return _several(draw, difficulty)
-    if kind == "compare":
-        return _compare(draw, difficulty)
-    if kind == "gap":
-        return _gap(draw, difficulty)
-    if kind == "check":
-        return _check(draw, difficulty)
+    others = {"several": _several, "compare": _compare, "gap": _gap, "check": _check}
+    if kind in others:
+        return others[kind](draw, difficulty)
     chosen = choose_sum(draw, difficulty)
     if kind == "column" and chosen.terms is not None and chosen.terms[1] in "+-":
         image = _paint_column(draw, chosen.terms, difficulty)
@@ -60,6 +58,23 @@ def make(draw: Draw, difficulty: float) -> Sample:
         turns.insert(0, Turn(draw.choice(DESCRIBE), f"A calculation is written here: {text}"))
     image = _paint_lines(draw, [text], difficulty)
     return Sample("arithmetic", (image,), tuple(turns))
+
+
+def _first_sums(draw: Draw) -> Sample:
+    """A sum or a difference of single figures, in large ones on white."""
+    while True:
+        chosen = _two(draw, draw.choice("++-"), 0.0)
+        if chosen.terms is not None and max(chosen.terms[0], chosen.terms[2]) < 10:
+            break
+    text = chosen.text + draw.choice(("", " =", " = ?"))
+    side = draw.choice((320, 384, 448))
+    canvas = Image.new("RGB", (side, side), (255, 255, 255))
+    written = letter(draw.face(), draw.integer(56, 110), text, side - 40)
+    free_x, free_y = side - written.width, side - written.height
+    at = round(free_x * draw.number(0.2, 0.8)), round(free_y * draw.number(0.2, 0.8))
+    written.paste(canvas, *at, choose_ink(draw, WHITE))
+    turns = [Turn(draw.choice(RESULT), str(chosen.value)), Turn(draw.choice(READ), text)]
+    return Sample("arithmetic", (canvas,), tuple(draw.several(turns, draw.integer(1, 2))))
 
 
 def choose_sum(draw: Draw, difficulty: float) -> Sum:

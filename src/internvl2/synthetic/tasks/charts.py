@@ -1,8 +1,12 @@
 """Charts: bars, lines and pies with questions on values, extremes, comparisons and labels."""
 
+from PIL import Image
+
 from internvl2.synthetic.draw import Draw
+from internvl2.synthetic.page import is_easy
 from internvl2.synthetic.plots.axes import MARKERS, paint_axes_chart
 from internvl2.synthetic.plots.chart import Chart, Scale, Series
+from internvl2.synthetic.plots.first import first_chart, plain_style
 from internvl2.synthetic.plots.questions import ask
 from internvl2.synthetic.plots.round import Cut, paint_round_chart
 from internvl2.synthetic.plots.style import Style, choose_style
@@ -22,7 +26,12 @@ def make(draw: Draw, difficulty: float) -> Sample:
     """One chart with one to four questions."""
     kind = draw.choice(KINDS)
     style = choose_style(draw, difficulty, PLAIN if draw.split == "train" else draw.face("sans"))
-    if kind in ("pie", "donut"):
+    if is_easy(draw, difficulty):
+        kind = draw.choice(("bar", "bar", "horizontal", "pie"))
+        style = plain_style(draw, style)
+        chart = first_chart(draw, style, kind)
+        image = _paint_first(chart, style)
+    elif kind in ("pie", "donut"):
         chart = _choose_round(draw, style, kind, difficulty)
         image = paint_round_chart(chart, style, _choose_cut(draw, chart, style))
     else:
@@ -30,6 +39,12 @@ def make(draw: Draw, difficulty: float) -> Sample:
         marker = "o" if style.is_default else draw.choice(MARKERS)
         image = paint_axes_chart(chart, style, marker)
     return Sample("charts", (image,), ask(draw, chart, difficulty))
+
+
+def _paint_first(chart: Chart, style: Style) -> Image.Image:
+    if chart.is_round:
+        return paint_round_chart(chart, style, Cut(90, False, False, False))
+    return paint_axes_chart(chart, style)
 
 
 def _choose_chart(draw: Draw, style: Style, kind: str, difficulty: float) -> Chart:

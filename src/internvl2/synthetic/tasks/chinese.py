@@ -4,7 +4,17 @@ from PIL import Image
 
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.fonts import Pen, pen
-from internvl2.synthetic.page import Paper, Shape, choose_paper, letter_size, rule, square
+from internvl2.synthetic.page import (
+    TILE,
+    Paper,
+    Shape,
+    choose_paper,
+    is_easy,
+    letter_size,
+    rule,
+    snap,
+    square,
+)
 from internvl2.synthetic.sample import Sample, Turn
 from internvl2.synthetic.wordings import DESCRIBE_CHINESE, READ, READ_CHINESE
 from internvl2.synthetic.words import characters
@@ -25,6 +35,8 @@ PRICES = ("元", "块", "¥")
 
 def make(draw: Draw, difficulty: float) -> Sample:
     """A sign, lines of phrases, a menu, or a receipt."""
+    if is_easy(draw, difficulty):
+        return _sign(draw) if draw.chance(0.25) else _word(draw)
     kind = draw.weighted(("sign", "lines", "menu", "receipt"), (32, 36, 17, 15))
     if kind == "sign":
         return _sign(draw)
@@ -33,6 +45,25 @@ def make(draw: Draw, difficulty: float) -> Sample:
     if kind == "menu":
         return _menu(draw, difficulty)
     return _receipt(draw, difficulty)
+
+
+def _word(draw: Draw) -> Sample:
+    """One to four large characters on a plain page."""
+    if draw.split == "train" and draw.chance(0.4):
+        text = "".join(draw.choice(characters()) for _ in range(draw.integer(1, 4)))
+    else:
+        text = draw.listed("zh_word")
+        while len(text) > 4:
+            text = draw.listed(draw.choice(PHRASES))
+    writer = pen(draw.face("chinese"), snap(draw.integer(50, 110)))
+    side = round(writer.size * len(text) + writer.size * draw.number(0.6, 2.4))
+    side = max(side, 112, 2 * writer.size)
+    paper = choose_paper(draw, 0.0)
+    canvas = paper.sheet(Shape(side, side, side / TILE))
+    free_x, free_y = side - writer.width(text), round(side - 1.3 * writer.size)
+    x, top = (round(free * draw.number(0.1, 0.9)) for free in (free_x, free_y))
+    writer.write(canvas, x, top + writer.size, text, paper.ink)
+    return Sample("chinese", (canvas,), (Turn(draw.choice(READ_ALL), text, "read"),))
 
 
 def _sign(draw: Draw) -> Sample:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from internvl2.synthetic import camera
 from internvl2.synthetic.draw import Draw
-from internvl2.synthetic.page import Shape, any_shape, square
+from internvl2.synthetic.page import TILE, Shape, any_shape, is_easy, square
 from internvl2.synthetic.papers import Document, form, invoice, letter
 from internvl2.synthetic.receipts import receipt
 from internvl2.synthetic.sample import Sample, Turn
 from internvl2.synthetic.sheet import choose_look, compose, text_of
+from internvl2.synthetic.slips import slip
 from internvl2.synthetic.tables import table
 from internvl2.synthetic.wordings import DESCRIBE, READ
 
@@ -33,8 +34,13 @@ WEIGHTS = (30, 18, 14, 18, 20)
 
 def make(draw: Draw, difficulty: float) -> Sample:
     """A document and one to three questions about it."""
-    document = draw.weighted(MAKERS, WEIGHTS)(draw, difficulty)
-    shape = _tall(draw) if document.kind == "receipt" else _usual(draw)
+    easy = is_easy(draw, difficulty)
+    maker = slip if easy else draw.weighted(MAKERS, WEIGHTS)
+    document = maker(draw, difficulty)
+    if easy:
+        shape = Shape(TILE, draw.integer(224, TILE), 1.0)
+    else:
+        shape = _tall(draw) if document.kind == "receipt" else _usual(draw)
     look = choose_look(draw, shape, may_lie=document.kind == "receipt")
     image = compose(draw, look, document.rows, difficulty)
     image = camera.worn(draw, image, difficulty)

@@ -7,8 +7,9 @@ from PIL import Image
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.forms import RGB, Box
 from internvl2.synthetic.lettering import choose_ink, letter
+from internvl2.synthetic.page import is_easy
 from internvl2.synthetic.sample import Sample, Turn
-from internvl2.synthetic.scenes import choose_ground, choose_size
+from internvl2.synthetic.scenes import WHITE, choose_ground, choose_size
 from internvl2.synthetic.tasks.shapes import mixed_scene, plural
 from internvl2.synthetic.wordings import DESCRIBE
 
@@ -49,6 +50,8 @@ class Line:
 def make(draw: Draw, difficulty: float) -> Sample:
     """One picture with one to four questions for boxes; in training also for what a box holds."""
     kind = draw.choice(("shapes", "shapes", "shapes", "words", "words", "fields"))
+    if kind == "fields" and is_easy(draw, difficulty):
+        kind = "words"
     if kind == "shapes":
         image, things = _shapes(draw, difficulty)
     elif kind == "words":
@@ -124,14 +127,16 @@ def _in_order(boxes: list[Box]) -> list[Box]:
 
 def _words(draw: Draw, difficulty: float) -> tuple[Image.Image, list[Thing]]:
     """Words and numbers anywhere, each once."""
-    ground = choose_ground(draw)
+    easy = is_easy(draw, difficulty)
+    ground = WHITE if easy else choose_ground(draw)
     width, height = choose_size(draw)
     canvas = Image.new("RGB", (width, height), ground.rgb)
     placed: list[Box] = []
     things: list[Thing] = []
     face = draw.face()
-    for text in _different_texts(draw, draw.integer(2, 4 + round(5 * difficulty))):
-        size = draw.integer(round(26 - 8 * difficulty), 44)
+    most = 2 if easy else 4 + round(5 * difficulty)
+    for text in _different_texts(draw, draw.integer(1 if easy else 2, most)):
+        size = draw.integer(44, 90) if easy else draw.integer(round(26 - 8 * difficulty), 44)
         written = letter(face, size, text, width - 30)
         spot = _free_spot(draw, (width, height), written.mask.size, placed)
         if spot is None:

@@ -9,7 +9,7 @@ from internvl2.synthetic import camera
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.fonts import Pen, pen
 from internvl2.synthetic.lines import fact, money
-from internvl2.synthetic.page import RGB, contrast, rule, snap, square
+from internvl2.synthetic.page import RGB, contrast, is_easy, rule, snap, square
 from internvl2.synthetic.sample import Sample, Turn
 from internvl2.synthetic.wordings import DESCRIBE, READ
 
@@ -36,15 +36,31 @@ class _Panel:
 def make(draw: Draw, difficulty: float) -> Sample:
     """A sign somewhere in a scene, and one or two questions about it."""
     shape = square(draw)
+    if is_easy(draw, difficulty):
+        return _first_sign(draw, (shape.width, shape.height))
     ground = _ground(draw, (shape.width, shape.height))
-    panel = _panel(draw, shape.width * draw.number(0.62, 0.94), difficulty)
+    width = shape.width * draw.number(0.62, 0.94)
+    panel = _panel(draw, width, difficulty, _text(draw, difficulty))
     corners = _corners(draw, panel.image.size, ground.size, difficulty)
     camera.place(ground, panel.image, corners)
     return Sample("scene", (_photographed(draw, ground, difficulty),), _ask(draw, panel))
 
 
-def _panel(draw: Draw, width: float, difficulty: float) -> _Panel:
-    rows = _text(draw, difficulty)
+def _first_sign(draw: Draw, size: tuple[int, int]) -> Sample:
+    """A large sign of one row or two short ones, upright on a plain ground."""
+    while True:
+        rows = _text(draw, 0.0)
+        if max(map(len, rows)) <= 10:
+            break
+    panel = _panel(draw, size[0] * draw.number(0.8, 0.96), 0.0, rows)
+    ground = Image.new("RGB", size, draw.colour(30, 240))
+    free_x, free_y = size[0] - panel.image.width, size[1] - panel.image.height
+    at = round(free_x * draw.number(0.1, 0.9)), round(free_y * draw.number(0.1, 0.9))
+    ground.paste(panel.image, at)
+    return Sample("scene", (ground,), _ask(draw, panel))
+
+
+def _panel(draw: Draw, width: float, difficulty: float, rows: list[str]) -> _Panel:
     colour, fill, ink_name, ink = _colours(draw)
     face = draw.face("sans", "sans", "serif", "condensed", "round", "mono")
     longest = max(rows, key=len)

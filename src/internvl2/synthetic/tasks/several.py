@@ -7,8 +7,11 @@ from PIL import Image
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.forms import Form
 from internvl2.synthetic.lettering import choose_ink, letter
+from internvl2.synthetic.page import is_easy
 from internvl2.synthetic.sample import Sample, Turn
 from internvl2.synthetic.scenes import (
+    EASY_SHAPES,
+    WHITE,
     Ground,
     Scene,
     choose_ground,
@@ -21,10 +24,38 @@ from internvl2.synthetic.tasks.shapes import plural, with_article
 
 def make(draw: Draw, difficulty: float) -> Sample:
     """Two to four pictures of one size with one or two questions."""
+    if is_easy(draw, difficulty):
+        return _first_pairs(draw)
     kind = draw.choice(
         (_same, _same, _change, _which_shows, _which_shows, _count, _words, _numbers)
     )
     return kind(draw, difficulty)
+
+
+def _first_pairs(draw: Draw) -> Sample:
+    """Two pictures on white, of one large form each: whether they are the same, and which is it."""
+    side = _side(draw)
+    while True:
+        forms = [
+            make_form(draw, draw.choice(EASY_SHAPES), draw.choice(WHITE.colours), 0.0)
+            for _ in range(2)
+        ]
+        if draw.chance(0.4):
+            forms[1] = forms[0]
+        scenes = [Scene(side, side, WHITE, scatter(draw, side, side, [form])) for form in forms]
+        if all(draw.belongs(scene.key) for scene in scenes):
+            break
+    first, second = (form.name for form in forms)
+    if first == second:
+        scenes[1] = scenes[0]
+    turns = [Turn("Are the two pictures the same?", "Yes" if first == second else "No")]
+    turns += [Turn(f"What does Image-{i + 1} show?", f.name) for i, f in enumerate(forms)]
+    if first != second:
+        place = draw.integer(0, 1)
+        asked = f"Which image shows {with_article(forms[place].name)}?"
+        turns += [Turn(asked, f"Image-{place + 1}")] * 2
+    images = tuple(scene.paint()[0] for scene in scenes)
+    return Sample("several", images, (draw.choice(turns),))
 
 
 def _side(draw: Draw) -> int:

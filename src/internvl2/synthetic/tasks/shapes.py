@@ -8,9 +8,11 @@ from internvl2.synthetic.diagrams import make_diagram
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.forms import Box, Form
 from internvl2.synthetic.nested import CONTAINERS, make_nested
+from internvl2.synthetic.page import easiness, is_easy
 from internvl2.synthetic.sample import Sample, Turn
 from internvl2.synthetic.scenes import (
     ARROW_TURNS,
+    WHITE,
     Ground,
     Scene,
     choose_ground,
@@ -45,11 +47,11 @@ Ask = Callable[[Draw, Seen], Turn | None]
 
 def make(draw: Draw, difficulty: float) -> Sample:
     """A picture of one to nine forms with one to four questions."""
-    if draw.chance(0.12):
+    if draw.chance(0.12 * (1 - easiness(difficulty))):
         return make_nested(draw, difficulty)
     if difficulty > 0.3 and draw.chance(0.07):
         return make_diagram(draw, difficulty)
-    in_row = draw.chance(0.12)
+    in_row = draw.chance(0.12 * (1 - easiness(difficulty)))
     scene = mixed_scene(draw, difficulty, in_row)
     image, boxes = scene.paint()
     seen = Seen(scene.forms, boxes, scene.width, scene.height)
@@ -75,13 +77,19 @@ def questions(draw: Draw, seen: Seen, asks: Sequence[Ask]) -> tuple[Turn, ...]:
 
 
 def mixed_scene(draw: Draw, difficulty: float, in_row: bool = False) -> Scene:
-    """Up to nine forms, of few kinds at times, whose colours and places belong to the split."""
+    """Up to nine forms, of few kinds at times, whose colours and places belong to the split.
+
+    To begin with, one or two large ones on white.
+    """
+    easy = not in_row and is_easy(draw, difficulty)
     while True:
-        ground = choose_ground(draw)
+        ground = WHITE if easy else choose_ground(draw)
         width, height = choose_size(draw)
-        most = 5 if in_row else 3 + round(6 * difficulty)
+        most = 5 if in_row else 2 if easy else 3 + round(6 * difficulty)
         count = draw.integer(2 if in_row or draw.chance(0.4) else 1, most)
         forms = _kinds(draw, ground, count, difficulty)
+        if easy:
+            forms = tuple(replace(form, radius=1.0) for form in forms)
         forms = _row(draw, width, height, forms) if in_row else scatter(draw, width, height, forms)
         scene = Scene(width, height, ground, forms)
         if draw.belongs(scene.key):

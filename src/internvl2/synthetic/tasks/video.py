@@ -9,8 +9,10 @@ from PIL import Image
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.forms import Form, paint
 from internvl2.synthetic.lettering import choose_ink, letter
+from internvl2.synthetic.page import is_easy
 from internvl2.synthetic.sample import Sample, Turn
 from internvl2.synthetic.scenes import (
+    WHITE,
     Ground,
     Scene,
     choose_ground,
@@ -31,7 +33,9 @@ MARGIN = 8
 
 
 def make(draw: Draw, difficulty: float) -> Sample:
-    """One video with one or two questions."""
+    """One video with one or two questions; at difficulty 0 of one large form on white."""
+    if is_easy(draw, difficulty):
+        return draw.choice((_moves, _moves, _resizes, _recolours))(draw, 0.0)
     kinds = [_moves, _moves, _moves, _moves, _recolours, _resizes, _appear, _numbers, _colours]
     if difficulty > 0.5:
         kinds += [_turns_round, _vanishes]
@@ -47,6 +51,10 @@ def _extent(draw: Draw) -> tuple[int, int]:
     return side, side if draw.chance(0.7) else round(side * draw.number(0.8, 1.0))
 
 
+def _choose_ground(draw: Draw, difficulty: float) -> Ground:
+    return choose_ground(draw) if difficulty > 0 else WHITE
+
+
 def _length(draw: Draw) -> int:
     return draw.integer(4, 8)
 
@@ -55,12 +63,13 @@ def _form(draw: Draw, ground: Ground, difficulty: float, extent: tuple[int, int]
     form = make_form(
         draw, draw.choice(choose_shapes(difficulty)), draw.choice(ground.colours), difficulty
     )
-    return replace(form, radius=min(extent) * draw.number(0.09, 0.16))
+    share = draw.number(0.09, 0.16) if difficulty > 0 else draw.number(0.14, 0.22)
+    return replace(form, radius=min(extent) * share)
 
 
 def _moves(draw: Draw, difficulty: float) -> Sample:
     """One form moves straight; up to three others rest where it does not come by."""
-    ground, extent = choose_ground(draw), _extent(draw)
+    ground, extent = _choose_ground(draw, difficulty), _extent(draw)
     ways = STRAIGHT | DIAGONAL if difficulty > 0.4 else STRAIGHT
     while True:
         form = _form(draw, ground, difficulty, extent)
@@ -169,7 +178,7 @@ def _turns_round(draw: Draw, difficulty: float) -> Sample:
 def _still(draw: Draw, difficulty: float, count: int) -> Scene:
     """Forms that differ in name, for something to happen to."""
     while True:
-        ground, extent = choose_ground(draw), _extent(draw)
+        ground, extent = _choose_ground(draw, difficulty), _extent(draw)
         names: list[Form] = []
         while len(names) < count:
             form = _form(draw, ground, difficulty, extent)
