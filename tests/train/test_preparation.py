@@ -1,11 +1,16 @@
 """Random weights are those that the modules would begin with, whoever draws them."""
 
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
 import torch
 from torch import nn
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.model.internvl import InternVL
-from internvl2.train.preparation import random_weights
+from internvl2.train.preparation import compiles, random_weights
+from internvl2.train.recipe import Recipe
 
 CONFIG = InternVLConfig(
     vision=VisionConfig(128, 2, 4, 256, image_size=28, qkv_bias=True, qk_norm=True),
@@ -55,3 +60,11 @@ def test_the_seed_decides_them_and_nothing_else_does():
 
 def test_they_are_drawn_in_the_type_of_the_model():
     assert {t.dtype for t in drawn(dtype=torch.bfloat16).values()} == {torch.bfloat16}
+
+
+@pytest.mark.skipif(find_spec("triton") is not None, reason="Triton is installed")
+def test_compilation_that_was_asked_for_needs_triton_on_a_gpu():
+    recipe = replace(Recipe.read("2b"), compile=None)
+    assert not compiles(recipe, torch.device("cuda"))
+    with pytest.raises(ValueError, match="needs Triton on a GPU.*pip install triton"):
+        compiles(replace(recipe, compile=True), torch.device("cuda"))
