@@ -9,11 +9,13 @@ from internvl2.synthetic.catalogue import sample
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.page import Shape, snap_down, square
 from internvl2.synthetic.papers import Document, form, invoice, letter
+from internvl2.synthetic.price_lists import price_list
 from internvl2.synthetic.receipts import receipt
-from internvl2.synthetic.sheet import Row, choose_look, compose, text_of
+from internvl2.synthetic.sheet import Row, choose_look, compose, page_look, text_of
+from internvl2.synthetic.slips import slip
 from internvl2.synthetic.tables import table
 
-MAKERS = (receipt, invoice, letter, form, table)
+MAKERS = (receipt, invoice, letter, form, table, price_list, slip)
 Make = Callable[[Draw, float], Document]
 
 
@@ -64,7 +66,7 @@ def test_no_question_has_two_answers(make: Make):
             assert answers.setdefault(turn.question, turn.answer) == turn.answer
 
 
-@pytest.mark.parametrize("make", [receipt, invoice, letter])
+@pytest.mark.parametrize("make", [receipt, invoice, letter, price_list])
 def test_templates_belong_to_one_split(make: Make):
     def template(split: str, seed: int) -> str:
         rows = make(Draw(seed, split), 0.0).rows
@@ -79,7 +81,7 @@ def test_rows_fit_on_the_page(make: Make):
     for seed in range(40):
         draw = Draw(seed)
         document = make(draw, 1.0)
-        look = choose_look(draw, square(draw))
+        look = (page_look if seed % 2 else choose_look)(draw, square(draw))
         image = compose(draw, look, document.rows, 1.0)
         for x in (0, image.width - 1):
             assert image.crop((x, 0, x + 1, image.height)).getcolors() is not None
@@ -89,6 +91,19 @@ def test_rows_fit_on_the_page(make: Make):
         assert inked[1] > 1
         assert inked[2] < image.width - 2
         assert inked[3] < image.height - 1
+
+
+def test_a_heading_of_a_page_is_larger_than_its_text():
+    for seed in range(20):
+        draw = Draw(seed)
+        look = page_look(draw, Shape(448, 448, 1.0))
+        heights = []
+        for is_bold in (False, True):
+            image = compose(Draw(seed), look, [Row(("Hm",), is_bold=is_bold), Row(("",))], 0.5)
+            inked = image.convert("L").point(lambda level: 255 * (level < 128)).getbbox()
+            assert inked is not None
+            heights.append(inked[3] - inked[1])
+        assert 1.1 < heights[1] / heights[0] < 1.8
 
 
 def test_cells_of_a_row_are_read_with_spaces_between():

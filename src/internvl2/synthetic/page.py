@@ -39,6 +39,17 @@ class Paper:
         return Image.new("RGB", (shape.width, shape.height), self.ground)
 
 
+NAMED_PAPERS = (
+    Paper((255, 255, 240), (0, 0, 128)),
+    Paper((255, 255, 240), (60, 30, 10)),
+    Paper((26, 26, 26), (255, 255, 255)),
+    Paper((18, 18, 24), (230, 230, 230)),
+    Paper((253, 245, 230), (40, 40, 40)),
+    Paper((240, 248, 255), (25, 25, 112)),
+    Paper((245, 255, 250), (0, 80, 40)),
+    Paper((255, 250, 205), (0, 0, 0)),
+)
+"""Ivory with navy, near-black with white, and what else people choose by name."""
 SIX_TILES = (
     Shape(672, 448, 0.5),
     Shape(448, 672, 0.5),
@@ -96,6 +107,8 @@ def letter_size(draw: Draw, difficulty: float) -> float:
 
 def choose_paper(draw: Draw, difficulty: float = 1.0) -> Paper:
     """Dark on light most often; with difficulty also colours, and light on dark."""
+    if draw.chance(0.06):
+        return draw.choice(NAMED_PAPERS)
     kind = draw.number(0, 1)
     if kind < 0.45 - 0.1 * difficulty:
         return Paper((255, 255, 255), (0, 0, 0))

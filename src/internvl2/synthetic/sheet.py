@@ -4,7 +4,7 @@ The size of letters follows from the rows, so that all of them fit and none is c
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from PIL import Image
@@ -50,6 +50,19 @@ class Look:
     margin: float
     around: RGB | None
     """A paper narrower than the picture, lying on this colour."""
+    heading: float = 1.0
+    """How much larger bold rows are."""
+    is_at_top: bool = False
+    reach: float = 1.0
+    """The share of the width that spread rows take."""
+
+    def height(self, row: Row) -> float:
+        """What a row takes with the space above it, in heights of a plain row."""
+        return self.scale(row) + row.gap_above
+
+    def scale(self, row: Row) -> float:
+        """How much larger than a plain row it is."""
+        return self.heading if row.is_bold else 1.0
 
 
 BOLD = {
@@ -77,7 +90,20 @@ def choose_look(draw: Draw, shape: Shape, *, may_lie: bool = False) -> Look:
         draw.chance(0.4),
         draw.number(0.03, 0.08),
         draw.colour(40, 215) if may_lie and draw.chance(0.35) else None,
+        draw.number(1.3, 1.6) if draw.chance(0.3) else 1.0,
+        draw.chance(0.3),
     )
+
+
+def page_look(draw: Draw, shape: Shape) -> Look:
+    """A look as of a page of the web: large headings, no rules, at the top, any width."""
+    look = choose_look(draw, shape)
+    reach = draw.number(0.6, 1.0)
+    heading = draw.number(1.3, 1.6)
+    return replace(
+        look, heading=heading, ruling="none", has_grid=False, is_at_top=draw.chance(0.75),
+        reach=reach, spacing=draw.number(1.05, 1.3),
+    )  # fmt: skip
 
 
 def text_of(rows: Sequence[Row]) -> str:
@@ -97,46 +123,50 @@ def compose(draw: Draw, look: Look, rows: Sequence[Row], difficulty: float) -> I
     margin = round(look.margin * width)
     room = width - 2 * margin
     writer, heading = _pens(draw, look, rows, room, difficulty)
-    steps = sum(1 + row.gap_above for row in rows)
+    steps = sum(map(look.height, rows))
     wanted = round((writer.ascent + writer.descent) * look.spacing)
     height = min(wanted, int((shape.height - SMALLEST) / steps))
     used = height * steps
     free = shape.height - used - 2 * SMALLEST
-    top = SMALLEST / 2 + max(0.0, min(free, draw.number(0, 1) * free))
+    share = 0.0 if look.is_at_top else draw.number(0, 1)
+    top = SMALLEST / 2 + max(0.0, share * free)
     table = _Table.measure(rows, writer, left + margin, room)
     for row in rows:
         top += height * row.gap_above
-        baseline = round(top + (height + writer.ascent - writer.descent) / 2)
+        chosen = heading if row.is_bold else writer
+        own = height * look.scale(row)
+        baseline = round(top + (own + chosen.ascent - chosen.descent) / 2)
         if row.rule_above and look.ruling != "none":
             _rule(canvas, look, writer, (left + margin, round(top), left + margin + room))
-        chosen = heading if row.is_bold else writer
         if row.align == "table":
             table.write(canvas, writer, row.cells, baseline, look.paper.ink)
             if look.has_grid:
                 table.frame(canvas, round(top), height, between(*_inks(look), 0.55))
         else:
-            _write(canvas, chosen, row, (left + margin, baseline, room), look.paper.ink)
-        top += height
+            share = look.reach if row.align == "spread" else 1.0
+            _write(canvas, chosen, row, (left + margin, baseline, round(share * room)),
+                   look.paper.ink)  # fmt: skip
+        top += own
     return canvas
 
 
 def _pens(
     draw: Draw, look: Look, rows: Sequence[Row], room: int, difficulty: float
 ) -> tuple[Pen, Pen]:
-    """The largest letters that fit, up to a size by chance; headings in the same size."""
+    """The largest letters that fit, up to a size by chance, and those of headings."""
     trial, bold = pen(look.face, 20), pen(look.heading_face, 20)
-    widest = max(
-        sum((bold if row.is_bold else trial).width(cell) for cell in row.cells)
-        + 12 * (len(row.cells) - 1)
-        for row in rows
-    )
-    widest = max(widest, _Table.needed(rows, trial))
+    widths = [_Table.needed(rows, trial)]
+    for row in rows:
+        inked = sum((bold if row.is_bold else trial).width(cell) for cell in row.cells)
+        reach = look.reach if row.align == "spread" else 1.0
+        widths.append(round((look.scale(row) * inked + 12 * (len(row.cells) - 1)) / reach))
+    widest = max(widths)
     tallness = (trial.ascent + trial.descent) / 20 * look.spacing
-    height = sum(1 + row.gap_above for row in rows) * tallness
+    height = sum(map(look.height, rows)) * tallness
     wanted = look.shape.scale * letter_size(draw, difficulty)
     most = min(wanted, 19 * room / widest, (look.shape.height - 2 * SMALLEST) / height)
     size = snap_down(most)
-    return pen(look.face, size), pen(look.heading_face, size)
+    return pen(look.face, size), pen(look.heading_face, snap_down(size * look.heading))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from internvl2.synthetic import camera
 from internvl2.synthetic.draw import Draw
 from internvl2.synthetic.page import TILE, Shape, any_shape, is_easy, square
 from internvl2.synthetic.papers import Document, form, invoice, letter
+from internvl2.synthetic.price_lists import price_list
 from internvl2.synthetic.receipts import receipt
 from internvl2.synthetic.sample import Sample, Turn
-from internvl2.synthetic.sheet import choose_look, compose, text_of
+from internvl2.synthetic.sheet import choose_look, compose, page_look, text_of
 from internvl2.synthetic.slips import slip
 from internvl2.synthetic.tables import table
 from internvl2.synthetic.wordings import DESCRIBE, READ
@@ -28,8 +29,8 @@ KIND = (
     "What is this?",
     "What type of document is it?",
 )
-MAKERS = (receipt, invoice, letter, form, table)
-WEIGHTS = (30, 18, 14, 18, 20)
+MAKERS = (receipt, invoice, letter, form, table, price_list)
+WEIGHTS = (28, 17, 13, 17, 19, 10)
 
 
 def make(draw: Draw, difficulty: float) -> Sample:
@@ -41,7 +42,10 @@ def make(draw: Draw, difficulty: float) -> Sample:
         shape = Shape(TILE, draw.integer(224, TILE), 1.0)
     else:
         shape = _tall(draw) if document.kind == "receipt" else _usual(draw)
-    look = choose_look(draw, shape, may_lie=document.kind == "receipt")
+    if document.kind == "price list":
+        look = page_look(draw, shape)
+    else:
+        look = choose_look(draw, shape, may_lie=document.kind == "receipt")
     image = compose(draw, look, document.rows, difficulty)
     image = camera.worn(draw, image, difficulty)
     return Sample("documents", (image,), _ask(draw, document))

@@ -38,10 +38,12 @@ class _Look:
     step: int
     margin: int
     align: str
+    """Where lines begin; those of a block all at its left, the block being in the middle."""
     tracking: int
 
     def fits(self, text: str) -> bool:
         room = self.shape.width - 2 * self.margin
+        room = round(0.85 * room) if self.align == "block" else room
         return self.pen.width(text, self.tracking) <= room
 
     @property
@@ -66,6 +68,7 @@ def make(draw: Draw, difficulty: float) -> Sample:
 def _choose_lines(draw: Draw, look: _Look, difficulty: float) -> list[str]:
     rows = min(look.rows, draw.integer(1, 3 + round(7 * difficulty)))
     is_page = look.shape.height > PAGE
+    rows = min(rows, 5) if look.align == "block" else rows
     if rows > 2 and draw.chance(0.8 if is_page else 0.3):
         lines = paragraph(draw, rows, look.fits)
     else:
@@ -110,13 +113,15 @@ def _choose_look(draw: Draw, difficulty: float) -> _Look:
         size = max(size, 26)
     chosen = pen(face, shape.letters(size))
     height = chosen.ascent + chosen.descent
+    align = draw.weighted(("left", "middle", "right", "free", "block"), (50, 20, 6, 10, 14))
+    spacing = draw.number(0.94, 1.08) if align == "block" else draw.number(0.98, 1.5)
     return _Look(
         shape,
         choose_paper(draw, difficulty),
         chosen,
-        round(height * draw.number(0.98, 1.5)),
+        round(height * spacing),
         round(shape.width * draw.number(0.02, 0.1)),
-        draw.weighted(("left", "middle", "right", "free"), (60, 22, 6, 12)),
+        align,
         draw.integer(1, 3) if draw.chance(0.1) else 0,
     )
 
@@ -126,9 +131,14 @@ def _write(draw: Draw, look: _Look, lines: list[str]) -> Image.Image:
     height = (len(lines) - 1) * look.step + look.pen.ascent + look.pen.descent
     free = look.shape.height - 2 * look.margin - height
     top = look.margin + max(0, draw.choice((0, free // 2, draw.integer(0, max(free, 0)))))
+    widest = max(look.pen.width(text, look.tracking) for text in lines)
+    indent = (look.shape.width - 2 * look.margin - widest) // 2
+    if look.align == "block":
+        top = look.margin + max(0, free // 2)
     for index, text in enumerate(lines):
         room = look.shape.width - 2 * look.margin - look.pen.width(text, look.tracking)
-        offset = {"left": 0, "middle": room // 2, "right": room}.get(look.align)
+        offsets = {"left": 0, "middle": room // 2, "right": room, "block": max(indent, 0)}
+        offset = offsets.get(look.align)
         x = look.margin + (draw.integer(0, max(room, 0)) if offset is None else offset)
         baseline = top + index * look.step + look.pen.ascent
         look.pen.write(canvas, x, baseline, text, look.paper.ink, look.tracking)
