@@ -28,7 +28,7 @@ class Gradients(NamedTuple):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden: Tensor | None) -> Attended:
-    """Attention of [tokens, heads, dim] in fp32; `hidden` [..., queries, keys] is True: not seen."""
+    """Attention of [tokens, heads, dim] in fp32; True in `hidden` is not seen."""
     scores = _scores(q, k, scale, hidden)
     maximum = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
     weights = (scores - maximum).exp()

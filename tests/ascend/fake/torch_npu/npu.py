@@ -8,6 +8,8 @@ import torch
 
 from . import _device
 
+PRIVATE_USE = 20
+"""The number of the kind of device that is renamed npu."""
 Which = torch.device | str | int | None
 
 
@@ -141,13 +143,13 @@ class Stream(torch.Stream):
         return super().__new__(cls, device=f"npu:{_index(device)}", priority=priority)
 
 
-class Event(torch.Event):
-    """A moment in a stream."""
+class Event:
+    """A moment in a stream; torch compares its own events only, so that this makes one of them."""
 
     def __new__(
         cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False
-    ) -> "Event":
-        return super().__new__(cls, "npu", enable_timing=enable_timing, blocking=blocking)
+    ) -> torch.Event:
+        return torch.Event("npu", enable_timing=enable_timing, blocking=blocking)
 
 
 def current_stream(device: Which = None) -> torch.Stream:
@@ -155,7 +157,7 @@ def current_stream(device: Which = None) -> torch.Stream:
 
 
 def default_stream(device: Which = None) -> torch.Stream:
-    return torch.Stream(stream_id=0, device_index=_index(device), device_type=20)
+    return torch.Stream(stream_id=0, device_index=_index(device), device_type=PRIVATE_USE)
 
 
 def set_stream(stream: torch.Stream) -> None:

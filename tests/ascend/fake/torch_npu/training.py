@@ -20,6 +20,7 @@ _SCHEMA = """npu_fusion_attention(Tensor query, Tensor key, Tensor value, int he
 _LAYOUTS = ("BSND", "BNSD", "TND")
 """A card knows BSH and SBH as well."""
 _LONGEST_LIST = 1024
+_MOST_TOKENS = 1 << 20
 
 
 class _Call(NamedTuple):
@@ -44,7 +45,7 @@ class _Piece(NamedTuple):
     hidden: Tensor | None
 
 
-def _compute(
+def _compute(  # noqa: PLR0913, PLR0917 - the real kernel's arguments
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -142,6 +143,7 @@ def _check_sizes(call: _Call, query: Tensor, key: Tensor) -> None:
 
 def _check_ends(name: str, values: object, tokens: int) -> None:
     ends = _CONTRACT.host_ints(name, values)
+    _CONTRACT.require(tokens <= _MOST_TOKENS, f"{tokens} tokens; {_MOST_TOKENS} at most")
     _CONTRACT.require(
         0 < len(ends) <= _LONGEST_LIST, f"{name} has {len(ends)} entries; 1 to {_LONGEST_LIST}"
     )

@@ -158,8 +158,8 @@ bool waits_for_values(const std::string& name, const torch::jit::Stack& argument
       "aten::equal",         "aten::bincount",        "aten::repeat_interleave.Tensor",
       "aten::nonzero.out",   "aten::masked_select.out"};
   if (always.count(name)) return true;
-  if (name.rfind("aten::index.Tensor", 0) != 0 && name.find("index_put") == std::string::npos)
-    return false;
+  // To read through a mask is to call `nonzero` first; to write through one is not.
+  if (name.find("index_put") == std::string::npos) return false;
   for (const auto& value : arguments) {
     if (!value.isOptionalTensorList()) continue;
     for (const auto& one : value.toOptionalTensorVector())
@@ -317,9 +317,13 @@ TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) {
 
 #define LOWER_PRECISION(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, lower_precision_fp)
 #define FULL_PRECISION(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, fp32)
+#define FULL_UNLESS_ASKED(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, fp32_set_opt_dtype)
+#define WIDEST(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, promote)
 TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
   AT_FORALL_LOWER_PRECISION_FP(LOWER_PRECISION)
   AT_FORALL_FP32(FULL_PRECISION)
+  AT_FORALL_FP32_SET_OPT_DTYPE(FULL_UNLESS_ASKED)
+  AT_FORALL_PROMOTE(WIDEST)
 }
 
 }  // namespace
