@@ -66,5 +66,5 @@ def test_they_are_drawn_in_the_type_of_the_model():
 def test_compilation_that_was_asked_for_needs_triton_on_a_gpu():
     recipe = replace(Recipe.read("2b"), compile=None)
     assert not compiles(recipe, torch.device("cuda"))
-    with pytest.raises(ValueError, match="needs Triton on a GPU.*pip install triton"):
+    with pytest.raises(ValueError, match=r"needs Triton on a GPU.*pip install triton"):
         compiles(replace(recipe, compile=True), torch.device("cuda"))
