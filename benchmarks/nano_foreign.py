@@ -31,6 +31,8 @@ FACES = ("Inter-Regular", "FreeSans", "FreeSerif", "P052-Roman", "C059-Roman", "
          "URW-Gothic-Book", "FreeMono", "Inter-Bold", "FreeSerif-Bold")  # fmt: skip
 PAGE_FACES = ("Inter", "FreeSans", "FreeSerif", "P052", "C059", "URW Bookman")
 READ = ("Read the text.", "What does it say?", "OCR this image.", "What is written here?")
+EDGE = 4
+"""Pixels at the right and lower edge of a page on which nothing may be written."""
 SECTIONS = 20
 """Pages of one run of Chromium, one below the other, cut apart afterwards."""
 
@@ -162,9 +164,13 @@ def pages(folder: Path, count: int) -> Iterator[Case]:
     for first in range(0, count, 2 * SECTIONS):
         numbers = range(first // 2, min(first // 2 + SECTIONS, (count + 1) // 2))
         made = [_page(Draw(number, "test", "foreign pages")) for number in numbers]
-        _photograph([page.markup for page in made], [folder / f"pages-{n:03}.png" for n in numbers])
-        for number, page in zip(numbers, made, strict=True):
-            image = f"pages-{number:03}.png"
+        targets = [folder / f"pages-{number:03}.png" for number in numbers]
+        whole = _photograph([page.markup for page in made], targets)
+        for target, page, is_whole in zip(targets, made, whole, strict=True):
+            image = target.name
+            if not is_whole:
+                print(f"{image}: a line is longer than the page; left out", file=sys.stderr)
+                continue
             yield Case(image, page.reading, ("\n".join(page.lines),), "Chromium pages, read")
             yield Case(image, page.question, (page.answer,), "Chromium pages, fields")
 
@@ -210,23 +216,36 @@ def _page(draw: Draw) -> _Page:
     return _Page(markup, lines, draw.choice(READ), question, answer)
 
 
-def _photograph(sections: list[str], targets: list[Path]) -> None:
-    """One picture of all sections, cut into a picture each."""
+def _photograph(sections: list[str], targets: list[Path]) -> list[bool]:
+    """One picture of all sections, cut into a picture each; whether all of a section is on it.
+
+    The window is twice as wide as a section, so that what is too long for one is seen beside it.
+    """
     style = (
         "body{margin:0;background:#fff}section{width:448px;height:448px;box-sizing:border-box;"
-        "padding:20px;overflow:hidden;white-space:nowrap}table{width:80%;margin-top:12px}"
+        "padding:20px;white-space:nowrap}table{width:80%;margin-top:12px}"
     )
+    whole: list[bool] = []
     with tempfile.TemporaryDirectory() as folder:
         page, shot = Path(folder) / "page.html", Path(folder) / "shot.png"
         page.write_text(f"<meta charset=utf-8><style>{style}</style>{''.join(sections)}")
         command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
                    f"--user-data-dir={folder}/profile", f"--screenshot={shot}",
-                   f"--window-size={SIDE},{SIDE * len(sections)}", page.as_uri()]  # fmt: skip
+                   f"--window-size={2 * SIDE},{SIDE * len(sections)}", page.as_uri()]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, timeout=120)
-        with Image.open(shot) as whole:
-            for index, target in enumerate(targets):
-                box = (0, index * SIDE, SIDE, (index + 1) * SIDE)
-                whole.convert("RGB").crop(box).save(target)
+        with Image.open(shot) as picture:
+            shown = picture.convert("RGB")
+        for index, target in enumerate(targets):
+            top, bottom = index * SIDE, (index + 1) * SIDE
+            is_blank = _is_white(shown.crop((SIDE - EDGE, top, 2 * SIDE, bottom)))
+            whole.append(is_blank and _is_white(shown.crop((0, bottom - EDGE, SIDE, bottom))))
+            if whole[-1]:
+                shown.crop((0, top, SIDE, bottom)).save(target)
+    return whole
+
+
+def _is_white(piece: Image.Image) -> bool:
+    return piece.getextrema() == ((255, 255),) * 3
 
 
 def _line(draw: Draw) -> str:
