@@ -125,6 +125,10 @@ def pies(folder: Path, count: int) -> Iterator[Case]:
         image = f"pies-{number:03}.png"
         figure.savefig(folder / image)
         pyplot.close(figure)
+        if not _has_free_sides(folder / image):
+            print(f"{image}: a name is longer than its room; left out", file=sys.stderr)
+            (folder / image).unlink()
+            continue
         place = draw.integer(0, len(names) - 1)
         share = f"{100 * parts[place] / whole:.1f}"
         for question, answers in (
@@ -242,6 +246,15 @@ def _photograph(sections: list[str], targets: list[Path]) -> list[bool]:
             if whole[-1]:
                 shown.crop((0, top, SIDE, bottom)).save(target)
     return whole
+
+
+def _has_free_sides(path: Path) -> bool:
+    """Whether nothing stands at the left and right edge, where matplotlib cuts long names off."""
+    with Image.open(path) as image:
+        shown = image.convert("RGB")
+    width, height = shown.size
+    sides = ((0, 0, 1, height), (width - 1, 0, width, height))
+    return all(_is_white(shown.crop(side)) for side in sides)
 
 
 def _is_white(piece: Image.Image) -> bool:
