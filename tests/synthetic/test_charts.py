@@ -1,11 +1,15 @@
 """Charts: values lie on ticks, extremes have no ties, pictures and splits are what they claim."""
 
 import re
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from internvl2.eval.metrics import relaxed_accuracy
 from internvl2.synthetic.draw import Draw
+from internvl2.synthetic.plots import axes
+from internvl2.synthetic.plots.canvas import Canvas
 from internvl2.synthetic.plots.chart import Chart, Scale, Series
 from internvl2.synthetic.plots.questions import ask
 from internvl2.synthetic.plots.style import choose_style
@@ -28,6 +32,59 @@ def test_unwritten_values_of_test_charts_lie_on_ticks_or_half_ticks(kind: str):
         if values.written is None:
             halves = [2 * value / values.scale.step for row in values.rows for value in row]
             assert all(abs(half - round(half)) < 0.3 for half in halves)
+
+
+def test_many_unwritten_values_of_training_charts_lie_between_half_ticks():
+    charts = [values for seed in range(300) if (values := values_of(seed, "train")).written is None]
+    between = sum(
+        any(abs(2 * v / c.scale.step % 1 - 0.5) < 0.45 for row in c.rows for v in row)
+        for c in charts
+    )
+    assert 0.2 < between / len(charts) < 0.7
+
+
+@pytest.mark.parametrize(("difficulty", "least"), [(0.2, 18), (0.3, 12), (1.0, 12)])
+def test_letters_like_matplotlibs_are_small_only_in_harder_charts(difficulty: float, least: int):
+    styles = [choose_style(Draw(seed), difficulty, "dejavu-sans") for seed in range(800)]
+    square = [s for s in styles if s.is_default and s.width != 640]
+    sizes = [round(448 * s.size / s.width) for s in square]
+    assert min(sizes) == least
+    assert 0.2 < sum(size <= 15 for size in sizes) / len(sizes) < 0.65 or least == 18
+
+
+def test_names_at_30_degrees_stand_apart_and_inside():
+    style = replace(
+        next(s for i in range(99) if (s := choose_style(Draw(i), 1.0, "dejavu-sans")).is_default),
+        width=448, height=448, size=13, slant=30, is_always_slanted=True,
+    )  # fmt: skip
+    few, many = (
+        Chart("bar", ("Aberdeen",) * n, (Series("s", (1.0,) * n, (9, 9, 9), None),),
+              Scale(0, 2, 1), None)
+        for n in (3, 11)
+    )  # fmt: skip
+    assert [axes._slant(Canvas(style), chart) for chart in (few, many)] == [30, 90]
+    image = axes.paint_axes_chart(few, style)
+    assert image.crop((0, 0, 4, 448)).getcolors() == [(4 * 448, (255, 255, 255))]
+
+
+@pytest.mark.parametrize("kind", ["bar", "pie"])
+def test_the_plain_wording_is_the_most_frequent(kind: str):
+    colours = ((None, (1, 2, 3)), (None, (9, 9, 9)), (None, (99, 9, 9)))
+    chart = Chart(
+        kind, ("Ant", "Bee", "Cow"), (Series("s", (10.0, 30.0, 60.0), (0, 0, 0), None),),
+        Scale(0, 100, 10), (("10", "30", "60"),), colours=colours,
+    )  # fmt: skip
+    turns = [turn for seed in range(2500) for turn in ask(Draw(seed), chart, 1.0)]
+
+    def first(kind: str) -> str:
+        asked = Counter(re.sub("Ant|Bee|Cow", "X", t.question) for t in turns if t.kind == kind)
+        return asked.most_common(1)[0][0]
+
+    plain = ("What is the value of X?", "Which bar is the highest?")
+    if kind == "pie":
+        plain = ("What percentage is X?", "Which slice is the largest?")
+    assert (first("value"), first("extreme")) == plain
+    assert first("compare") == "Which is greater: X or X?"
 
 
 @pytest.mark.parametrize("kind", KINDS)

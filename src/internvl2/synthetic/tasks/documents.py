@@ -1,4 +1,4 @@
-"""Documents: receipts, invoices, letters, forms and tables; read, find a field, add up, count."""
+"""Documents: receipts, invoices, letters, forms, tables, price lists: read, find, add up, count."""
 
 from collections.abc import Sequence
 
