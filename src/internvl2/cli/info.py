@@ -4,7 +4,7 @@ A model is described from the family table or from its own files.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -96,6 +96,7 @@ class Memory:
     """Bytes that an answer needs, in bf16."""
 
     weights: int
+    """With the decoder's matrices in four bits where the checkpoint has them so."""
     cache_per_1000_tokens: int
     vision_peak: int
     """Most that the vision tower takes for a moment, for a picture of 13 tiles."""
@@ -116,11 +117,17 @@ class About:
     system_message: str
     special_tokens: dict[str, int | None]
     """Token and its id; None where the vocabulary is not here to ask."""
+    quantization: str | None = None
+    """In which few bits the checkpoint stores the decoder's matrices."""
+    group_size: int | None = None
+    """How many inputs share a scale there."""
 
     def lines(self) -> str:
         """The description for people."""
         counts = ", ".join(f"{part} {count:,}" for part, count in self.parameters.items())
         memory = self.memory
+        held = f"{self.quantization}, groups of {self.group_size} (AWQ)"
+        quantized = [f"  decoder held in {held}"] if self.quantization else []
         tokens = ", ".join(
             text if token_id is None else f"{text} {token_id}"
             for text, token_id in self.special_tokens.items()
@@ -133,6 +140,7 @@ class About:
                 f"  visual tokens   {self.tokens_per_tile} per tile",
                 f"  context         {self.max_context:,} tokens",
                 f"  parameters      {counts}",
+                *quantized,
                 f"  memory (bf16)   weights {_size(memory.weights)}, cache "
                 f"{_size(memory.cache_per_1000_tokens)} per 1000 tokens, vision peak "
                 f"{_size(memory.vision_peak)} for {PICTURE_TILES} tiles",
@@ -150,7 +158,9 @@ def describe(model: str) -> About:
 
     config = _config(model)
     if model == EMBEDDED or Path(model).is_dir():
-        return _about(model, config, _ids_from_files(resolve(model), config))
+        directory = resolve(model)
+        about = _about(model, config, _ids_from_files(directory, config))
+        return _as_stored(about, directory, config)
     member = family.find(model)
     ids = _special_tokens(member.config)
     tokens = member.tokens
@@ -169,6 +179,28 @@ def _config(model: str) -> "InternVLConfig":
     if Path(model).exists() or model.startswith((".", "/", "~")):
         raise ValueError(f"{model} is not the directory of a checkpoint")
     return family.find(model).config
+
+
+def _as_stored(about: About, directory: Path, config: "InternVLConfig") -> About:
+    """The same with what a checkpoint of four-bit weights takes."""
+    if "quantization_config" not in (directory / "config.json").read_text(encoding="utf-8"):
+        return about  # known without torch, which takes a second
+    from internvl2.checkpoint.awq import read_awq
+
+    described = read_awq(directory)
+    if described is None:
+        return about
+    decoder = config.decoder
+    heads = 2 * (decoder.num_heads + decoder.num_kv_heads) * decoder.head_dim
+    matrices = decoder.num_layers * decoder.hidden_size * (heads + 3 * decoder.intermediate_size)
+    scales = 2 * BF16_BYTES * matrices // described.group
+    weights = about.memory.weights - matrices * BF16_BYTES + matrices // 2 + scales
+    return replace(
+        about,
+        memory=replace(about.memory, weights=weights),
+        quantization="int4",
+        group_size=described.group,
+    )
 
 
 def _describe_known(base: str) -> About | None:
