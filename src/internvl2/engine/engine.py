@@ -339,6 +339,7 @@ def _memory_request(options: EngineOptions, is_cpu: bool) -> MemoryRequest:
         max_sequences=_or_usual(options.max_sequences, 8 if is_cpu else 64),
         max_batch_tokens=_or_usual(options.max_batch_tokens, 2048 if is_cpu else 8192),
         vision_tiles=_or_usual(options.vision_tiles, 4 if is_cpu else 32),
+        vision_cache_bytes=options.vision_cache_bytes,
         block_size=options.block_size,
         max_context=options.max_context,
         cache_tokens=options.cache_tokens,

@@ -4,11 +4,13 @@ Decided from the config before anything is loaded, so that what cannot fit fails
 what would.
 """
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 
 import torch
 
 from internvl2.config import InternVLConfig, Quantization
+from internvl2.engine.activations import StepSizes, step_bytes
 from internvl2.model.internvl import InternVL
 from internvl2.model.low_bit import quantize_for_answers, stored_bytes
 
@@ -30,6 +32,8 @@ class MemoryRequest:
     max_sequences: int
     max_batch_tokens: int
     vision_tiles: int
+    vision_cache_bytes: int = 0
+    """Visual tokens kept for pictures that may come again."""
     block_size: int = 16
     max_context: int | None = None
     cache_tokens: int | None = None
@@ -43,7 +47,7 @@ class MemoryPlan:
 
     weight_bytes: int
     activation_bytes: int
-    """Most that the vision tower or a step of the decoder takes for a moment."""
+    """Visual tokens that are kept, and the most that a step takes for a moment."""
     bytes_per_token: int
     num_blocks: int
     block_size: int
@@ -93,19 +97,16 @@ def plan(
     """
     _check(request)
     weights = 0 if is_loaded else weight_bytes(config, dtype, quantization)
-    activations = _activation_bytes(config, dtype, request)
-    per_token = _bytes_per_token(config, dtype)
-    context = request.max_context or longest_context(config)
     usable = int(free_bytes * (1.0 if device.type == "cpu" else request.memory_share))
-    room = max(0, usable - weights - activations) // per_token
-    wanted = _wanted_tokens(request, context, per_token, device)
+    needs = _Needs(config, dtype, device, request, weights, usable)
+    context = request.max_context or longest_context(config)
+    wanted = _wanted_tokens(request, context, needs.per_token, device)
     needed = _needed_tokens(request, context)
-    if room < needed:
-        raise NotEnoughMemory(
-            _explain(weights, activations, needed, per_token, usable, dtype, device, request)
-        )
-    num_blocks = max(1, min(wanted, room) // request.block_size)
-    return MemoryPlan(weights, activations, per_token, num_blocks, request.block_size, context)
+    most = needs.most_blocks(context, wanted // request.block_size)
+    if most * request.block_size < needed // request.block_size * request.block_size:
+        raise NotEnoughMemory(_explain(needs, context, needed, most * request.block_size))
+    activations = needs.activations(min(context, most * request.block_size))
+    return MemoryPlan(weights, activations, needs.per_token, most, request.block_size, context)
 
 
 def longest_context(config: InternVLConfig) -> int:
@@ -115,6 +116,44 @@ def longest_context(config: InternVLConfig) -> int:
     """
     limit = config.decoder.max_positions
     return limit if config.decoder.rotary.kind == "plain" else max(limit, 8192)
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What is to be held, and the bytes there are for it."""
+
+    config: InternVLConfig
+    dtype: torch.dtype
+    device: torch.device
+    request: MemoryRequest
+    weights: int
+    usable: int
+
+    @property
+    def per_token(self) -> int:
+        """Keys and values of all layers, and the copy of two layers' that attention gathers."""
+        decoder = self.config.decoder
+        layer = 2 * decoder.num_kv_heads * decoder.head_dim * self.dtype.itemsize
+        return (decoder.num_layers + 2) * layer
+
+    def activations(self, context: int) -> int:
+        """Bytes that are neither weights nor keys and values, for sequences so long."""
+        request = self.request
+        sizes = StepSizes(
+            request.max_batch_tokens, request.max_sequences, request.vision_tiles, context
+        )
+        steps = step_bytes(self.config, self.dtype, self.device, sizes)
+        return steps + request.vision_cache_bytes
+
+    def most_blocks(self, context: int, wanted: int) -> int:
+        """Blocks that fit, of those wanted; no sequence is longer than all of them."""
+        size = self.request.block_size
+
+        def excess(blocks: int) -> int:
+            activations = self.activations(min(context, blocks * size))
+            return self.weights + activations + blocks * size * self.per_token - self.usable
+
+        return max(0, bisect_left(range(wanted + 1), 1, key=excess) - 1)
 
 
 def _check(request: MemoryRequest) -> None:
@@ -151,48 +190,23 @@ def _needed_tokens(request: MemoryRequest, context: int) -> int:
     return -(-needed // request.block_size) * request.block_size
 
 
-def _bytes_per_token(config: InternVLConfig, dtype: torch.dtype) -> int:
-    """Keys and values of all layers, and the copy of two layers' that attention gathers."""
-    decoder = config.decoder
-    layer = 2 * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
-    return (decoder.num_layers + 2) * layer
-
-
-def _activation_bytes(config: InternVLConfig, dtype: torch.dtype, request: MemoryRequest) -> int:
-    """Estimates from above; the vision tower and the decoder do not run at the same time."""
-    decoder = config.decoder
-    tile = config.peak_values_per_tile * dtype.itemsize
-    width = 4 * decoder.hidden_size + 4 * decoder.num_heads * decoder.head_dim
-    token = (width + 3 * decoder.intermediate_size) * dtype.itemsize
-    logits = 3 * 4 * decoder.vocab_size * request.max_sequences
-    return max(tile * request.vision_tiles, token * request.max_batch_tokens + logits)
-
-
-def _explain(
-    weights: int,
-    activations: int,
-    needed: int,
-    per_token: int,
-    usable: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    request: MemoryRequest,
-) -> str:
-    total = weights + activations + needed * per_token
-    blocks = (usable - weights - activations) // (per_token * request.block_size)
-    most = blocks * request.block_size
+def _explain(needs: _Needs, context: int, needed: int, most: int) -> str:
+    request, weights, usable = needs.request, needs.weights, needs.usable
+    activations, cache = needs.activations(min(context, needed)), needed * needs.per_token
+    total = weights + activations + cache
     advice = []
     if most >= 512 and request.cache_tokens is not None:
         advice.append(f"a cache of at most {most} tokens (cache_tokens)")
     elif most >= 512:
         advice.append(f"a context of at most {most} tokens (max_context)")
-    halved = total - (weights + needed * per_token) / 2
-    if weights and dtype.itemsize == 4 and halved <= usable:
-        advice.append(f"dtype bfloat16 (weights {weights / 2 / GIB:.2f} GiB)")
+    half = replace(needs, dtype=torch.bfloat16, weights=weights // 2)
+    halved = half.activations(min(context, needed)) + half.weights + needed * half.per_token
+    if weights and needs.dtype.itemsize == 4 and halved <= usable:
+        advice.append(f"dtype bfloat16 (weights {half.weights / GIB:.2f} GiB)")
     advice.append("fewer sequences or a smaller member of the family")
     return (
-        f"not enough memory on {device}: {weights / GIB:.2f} GiB of weights, "
-        f"{activations / GIB:.2f} GiB of activations and {needed * per_token / GIB:.2f} GiB of "
+        f"not enough memory on {needs.device}: {weights / GIB:.2f} GiB of weights, "
+        f"{activations / GIB:.2f} GiB of activations and {cache / GIB:.2f} GiB of "
         f"cache for {needed} tokens make {total / GIB:.2f} GiB; {usable / GIB:.2f} GiB can be "
         f"used. What would fit: {'; '.join(advice)}"
     )

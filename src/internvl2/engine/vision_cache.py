@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -91,17 +90,20 @@ class VisionCache:
     def _encode(self, pictures: list[_Missing]) -> None:
         tiles = np.concatenate([picture.tiles for picture in pictures])
         bounds = range(self._max_tiles, len(tiles), self._max_tiles)
-        batches = [
-            self._model.encode_tiles(upload(torch.from_numpy(batch), self._device))
+        encoded = [
+            tile
             for batch in np.split(tiles, bounds)
+            for tile in self._model.encode_tiles(upload(torch.from_numpy(batch), self._device))
         ]
         self.num_encoded += len(tiles)
-        parts = torch.cat(batches).split([len(picture.tiles) for picture in pictures])
-        for picture, part in zip(pictures, parts, strict=True):
+        first = 0
+        for picture in pictures:
+            last = first + len(picture.tiles)
             # A copy, so that dropping one picture frees its memory.
-            features = rearrange(part, "tiles visual dim -> (tiles visual) dim").clone()
+            features = torch.cat(encoded[first:last])
             self._features[picture.digest] = features
             self._num_bytes += features.nbytes
+            first = last
 
 
 def overlapping(chunk: Chunk) -> list[MediaSpan]:

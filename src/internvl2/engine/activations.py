@@ -1,0 +1,69 @@
+"""What the largest steps take beside weights and cache, estimated from above.
+
+A step encodes pictures, then runs the decoder, then chooses tokens; visual tokens outlast the tower
+that makes them. `tests/engine/test_memory_peak.py` compares this with what an allocator counts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from internvl2.config import InternVLConfig
+
+SAMPLING_BYTES = 64
+"""Per row and token of the vocabulary: logits, penalties, sorted values, noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepSizes:
+    """How large a step can be."""
+
+    batch_tokens: int
+    sequences: int
+    vision_tiles: int
+    context: int
+    """Tokens of the longest sequence."""
+
+
+def step_bytes(
+    config: InternVLConfig, dtype: torch.dtype, device: torch.device, sizes: StepSizes
+) -> int:
+    """Most bytes that a step takes for a moment; the cache of visual tokens comes on top."""
+    features = _feature_bytes(config, dtype, sizes)
+    tower = _tower_bytes(config, dtype) * sizes.vision_tiles
+    # Encoded pictures exist twice while they are taken apart.
+    return features + max(tower, features, _decoder_bytes(config, dtype, device, sizes))
+
+
+def _feature_bytes(config: InternVLConfig, dtype: torch.dtype, sizes: StepSizes) -> int:
+    """Visual tokens of the pictures that a step reads from.
+
+    Beyond the step's own tokens that is what the longest sequence has read so far, and the rest of
+    the picture in which the step ends.
+    """
+    tokens = sizes.batch_tokens + 2 * sizes.context
+    return tokens * config.decoder.hidden_size * dtype.itemsize
+
+
+def _tower_bytes(config: InternVLConfig, dtype: torch.dtype) -> int:
+    """A tile on its way through the vision tower and the projector."""
+    pixels = 3 * config.tile_size**2
+    normalizing = pixels * (1 + 2 * torch.float32.itemsize + dtype.itemsize)
+    wide = config.vision.hidden_size * config.shuffle**2
+    projecting = config.tokens_per_tile * (3 * wide + 3 * config.decoder.hidden_size)
+    values = max(config.peak_values_per_tile, projecting)
+    return normalizing + (values + pixels) * dtype.itemsize
+
+
+def _decoder_bytes(
+    config: InternVLConfig, dtype: torch.dtype, device: torch.device, sizes: StepSizes
+) -> int:
+    decoder = config.decoder
+    width = 4 * decoder.hidden_size + 4 * decoder.num_heads * decoder.head_dim
+    token = (width + 3 * decoder.intermediate_size) * dtype.itemsize
+    mask = 0
+    if not (device.type == "cuda" and dtype.itemsize == 2):
+        # Who sees whom, made and turned round as truth values, then added as numbers.
+        mask = sizes.batch_tokens * sizes.context * (2 + dtype.itemsize)
+    sampling = SAMPLING_BYTES * decoder.vocab_size * sizes.sequences
+    return token * sizes.batch_tokens + mask + sampling
