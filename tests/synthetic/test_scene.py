@@ -40,9 +40,8 @@ def test_signs_of_the_splits_have_other_pairs_of_colours():
 
 def test_a_panel_fills_the_four_corners_it_was_given():
     ground = Image.new("RGB", (100, 100))
-    camera.place(
-        ground, Image.new("RGB", (30, 20), "white"), ((20, 10), (80, 20), (70, 80), (25, 70))
-    )
+    white = camera.Panel(Image.new("L", (30, 20)), (255, 255, 255), (0, 0, 0))
+    camera.place(ground, white, ((20, 10), (80, 20), (70, 80), (25, 70)))
     assert ground.getpixel((50, 45)) == (255, 255, 255)
     assert ground.getpixel((10, 50)) == (0, 0, 0)
     left, top, right, bottom = ground.getbbox() or (0, 0, 0, 0)
@@ -52,8 +51,9 @@ def test_a_panel_fills_the_four_corners_it_was_given():
 
 
 def test_a_panel_in_perspective_is_not_mirrored():
-    panel = Image.new("RGB", (40, 20), "white")
-    panel.paste((255, 0, 0), (0, 0, 20, 20))
+    mask = Image.new("L", (40, 20))
+    mask.paste(255, (0, 0, 20, 20))
+    panel = camera.Panel(mask, (255, 255, 255), (255, 0, 0))
     ground = Image.new("RGB", (100, 100))
     camera.place(ground, panel, ((10, 10), (90, 10), (90, 60), (10, 60)))
     assert ground.getpixel((25, 35)) == (255, 0, 0)

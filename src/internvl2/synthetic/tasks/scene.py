@@ -26,8 +26,8 @@ COLOURS: tuple[tuple[str, RGB], ...] = (
 
 
 @dataclass(frozen=True)
-class _Panel:
-    image: Image.Image
+class _Sign:
+    panel: camera.Panel
     rows: list[str]
     colour: str
     ink: str
@@ -40,10 +40,10 @@ def make(draw: Draw, difficulty: float) -> Sample:
         return _first_sign(draw, (shape.width, shape.height))
     ground = _ground(draw, (shape.width, shape.height))
     width = shape.width * draw.number(0.62, 0.94)
-    panel = _panel(draw, width, difficulty, _text(draw, difficulty))
-    corners = _corners(draw, panel.image.size, ground.size, difficulty)
-    camera.place(ground, panel.image, corners)
-    return Sample("scene", (_photographed(draw, ground, difficulty),), _ask(draw, panel))
+    sign = _sign(draw, width, difficulty, _text(draw, difficulty))
+    corners = _corners(draw, sign.panel.size, ground.size, difficulty)
+    camera.place(ground, sign.panel, corners)
+    return Sample("scene", (_photographed(draw, ground, difficulty),), _ask(draw, sign))
 
 
 def _first_sign(draw: Draw, size: tuple[int, int]) -> Sample:
@@ -52,15 +52,15 @@ def _first_sign(draw: Draw, size: tuple[int, int]) -> Sample:
         rows = _text(draw, 0.0)
         if max(map(len, rows)) <= 10:
             break
-    panel = _panel(draw, size[0] * draw.number(0.8, 0.96), 0.0, rows)
+    sign = _sign(draw, size[0] * draw.number(0.8, 0.96), 0.0, rows)
     ground = Image.new("RGB", size, draw.colour(30, 240))
-    free_x, free_y = size[0] - panel.image.width, size[1] - panel.image.height
-    at = round(free_x * draw.number(0.1, 0.9)), round(free_y * draw.number(0.1, 0.9))
-    ground.paste(panel.image, at)
-    return Sample("scene", (ground,), _ask(draw, panel))
+    free = (size[axis] - sign.panel.size[axis] for axis in (0, 1))
+    left, top = (round(room * draw.number(0.1, 0.9)) for room in free)
+    camera.place_flat(ground, sign.panel, left, top)
+    return Sample("scene", (ground,), _ask(draw, sign))
 
 
-def _panel(draw: Draw, width: float, difficulty: float, rows: list[str]) -> _Panel:
+def _sign(draw: Draw, width: float, difficulty: float, rows: list[str]) -> _Sign:
     colour, fill, ink_name, ink = _colours(draw)
     face = draw.face("sans", "sans", "serif", "condensed", "round", "mono")
     longest = max(rows, key=len)
@@ -72,22 +72,20 @@ def _panel(draw: Draw, width: float, difficulty: float, rows: list[str]) -> _Pan
     inner = max(writer.width(row) for row in rows)
     step = round((writer.ascent + writer.descent) * draw.number(0.95, 1.2))
     pad = round(size * draw.number(0.25, 0.8))
-    canvas = Image.new("RGB", (inner + 2 * pad, step * len(rows) + 2 * pad), fill)
-    _border(draw, canvas, ink, pad)
+    mask = Image.new("L", (inner + 2 * pad, step * len(rows) + 2 * pad))
+    _border(draw, mask, pad)
     left = draw.chance(0.2)
     for index, row in enumerate(rows):
         x = pad + (0 if left else (inner - writer.width(row)) // 2)
-        _letter(draw, canvas, writer, (x, pad + index * step + writer.ascent), row, ink)
-    return _Panel(canvas, rows, colour, ink_name)
+        _letter(draw, mask, writer, (x, pad + index * step + writer.ascent), row)
+    return _Sign(camera.Panel(mask, fill, ink), rows, colour, ink_name)
 
 
-def _letter(
-    draw: Draw, canvas: Image.Image, writer: Pen, at: tuple[int, int], row: str, ink: RGB
-) -> None:
+def _letter(draw: Draw, mask: Image.Image, writer: Pen, at: tuple[int, int], row: str) -> None:
+    """The row, at times with a shadow of a tone between ground and ink."""
     if writer.size >= 30 and draw.chance(0.06):
-        dark = (0, 0, 0) if sum(ink) > 380 else (140, 140, 140)
-        writer.write(canvas, at[0] + 2, at[1] + 2, row, dark)
-    writer.write(canvas, at[0], at[1], row, ink)
+        writer.write(mask, at[0] + 2, at[1] + 2, row, 100)
+    writer.write(mask, at[0], at[1], row, 255)
 
 
 def _text(draw: Draw, difficulty: float) -> list[str]:
@@ -142,15 +140,15 @@ def _tone(draw: Draw, colour: RGB) -> RGB:
     return red, green, blue
 
 
-def _border(draw: Draw, canvas: Image.Image, ink: RGB, pad: int) -> None:
-    width, height = canvas.size
+def _border(draw: Draw, mask: Image.Image, pad: int) -> None:
+    width, height = mask.size
     if not draw.chance(0.45):
         return
     gap, thick = draw.integer(0, max(0, pad // 3)), max(1, min(6, pad // 5))
-    rule(canvas, gap, gap, width - gap, gap + thick, ink)
-    rule(canvas, gap, height - gap - thick, width - gap, height - gap, ink)
-    rule(canvas, gap, gap, gap + thick, height - gap, ink)
-    rule(canvas, width - gap - thick, gap, width - gap, height - gap, ink)
+    rule(mask, gap, gap, width - gap, gap + thick, 255)
+    rule(mask, gap, height - gap - thick, width - gap, height - gap, 255)
+    rule(mask, gap, gap, gap + thick, height - gap, 255)
+    rule(mask, width - gap - thick, gap, width - gap, height - gap, 255)
 
 
 def _ground(draw: Draw, size: tuple[int, int]) -> Image.Image:
@@ -199,18 +197,18 @@ def _photographed(draw: Draw, image: Image.Image, difficulty: float) -> Image.Im
     return image
 
 
-def _ask(draw: Draw, panel: _Panel) -> tuple[Turn, ...]:
-    text = "\n".join(panel.rows)
+def _ask(draw: Draw, sign: _Sign) -> tuple[Turn, ...]:
+    text = "\n".join(sign.rows)
     read = Turn(draw.choice(READ_ALL), text, "read")
     colour = Turn(
-        draw.choice(("What color is the sign?", "Which color has the sign?")), panel.colour
+        draw.choice(("What color is the sign?", "Which color has the sign?")), sign.colour
     )
-    ink = Turn(draw.choice(("What color are the letters?", "What color is the text?")), panel.ink)
-    said = " ".join(panel.rows)
-    article = "An" if panel.colour == "orange" else "A"
+    ink = Turn(draw.choice(("What color are the letters?", "What color is the text?")), sign.ink)
+    said = " ".join(sign.rows)
+    article = "An" if sign.colour == "orange" else "A"
     describe = Turn(
         draw.choice(DESCRIBE),
-        f'{article} {panel.colour} sign with {panel.ink} letters. It says "{said}".',
+        f'{article} {sign.colour} sign with {sign.ink} letters. It says "{said}".',
     )
     if draw.chance(0.7):
         return (read, *draw.several([colour, ink], draw.integer(0, 1)))
