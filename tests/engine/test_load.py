@@ -14,6 +14,8 @@ from internvl2.engine.engine import Engine, EngineOptions
 from internvl2.engine.memory import NotEnoughMemory
 from internvl2.engine.sequence import SamplingParams
 from internvl2.processing.conversation import Message, Picture
+from internvl2.processing.image import Grid, cut
+from internvl2.processing.pixels import EncodedPicture, PictureOptions
 
 SOURCE = Path(__file__).parents[2] / "src"
 SHORT = SamplingParams(max_tokens=12)
@@ -48,6 +50,35 @@ def test_a_batch_equals_its_parts(directory):
     with Engine.load(directory, device="cpu", dtype="float32") as engine:
         together = [answer.token_ids for answer in engine.generate(asked, SHORT)]
         assert together == [engine.answer(one, SHORT).token_ids for one in asked]
+
+
+def test_a_picture_that_was_seen_before_is_neither_decoded_nor_encoded_again(
+    directory, tmp_path, monkeypatch
+):
+    path = tmp_path / "page.png"
+    picture(0).save(path)
+    decoded = []
+    decode = EncodedPicture.decode
+    monkeypatch.setattr(EncodedPicture, "decode", lambda x: (decoded.append(x.name), decode(x))[1])
+    with Engine.load(directory, device="cpu") as engine:
+        chat = engine.chat(params=SHORT)
+        first = chat.ask("What is this?", images=[path])
+        chat.ask("And this?", images=[path.read_bytes()])
+        other = engine.answer([Message.user(Picture(str(path)), "What is this?")], SHORT)
+        tiles = sum(span.num_tiles for span in first.media)
+        assert len(decoded) == 1
+        assert engine.runner.vision.num_encoded == tiles
+        assert other.token_ids == first.token_ids
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "fast"])
+def test_pictures_are_resized_as_the_engine_was_asked(directory, arithmetic):
+    pictures = PictureOptions(arithmetic=arithmetic)
+    with Engine.load(directory, device="cpu", pictures=pictures) as engine:
+        prompt = engine.encode([Message.user(Picture(picture(0)), "What?")])
+        span, side = prompt.media[0], engine.model.config.tile_size
+        expected = cut(picture(0), Grid(span.columns, span.rows), side, True, arithmetic)
+        assert (prompt.tiles == expected).all()
 
 
 def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_read(directory, monkeypatch):
