@@ -228,6 +228,20 @@ def test_nothing_is_left_for_later():
     assert in_every_file(r"\b(TODO|FIXME|XXX)\b(?!.*#\d+)|raise NotImplementedError") == []
 
 
+def test_torch_npu_is_imported_where_devices_are_picked_and_nowhere_else():
+    def imports(node: ast.AST) -> bool:
+        if isinstance(node, ast.Call):
+            return ast.unparse(node) in ("import_module('torch_npu')", "__import__('torch_npu')")
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            return any(name.startswith("torch_npu") for name in imported_modules(node))
+        return False
+
+    importing = {
+        module_name(path) for path, tree in TREES.items() if any(map(imports, ast.walk(tree)))
+    }
+    assert importing == {"device"}
+
+
 def test_transformers_is_never_imported():
     faults = [
         module_name(path)

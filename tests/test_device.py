@@ -1,6 +1,72 @@
+import importlib.machinery
+import sys
+from types import ModuleType
+
+import pytest
 import torch
 
-from internvl2.device import _room_in_group, threads
+from internvl2 import device as devices
+from internvl2.device import _room_in_group, is_out_of_memory, threads
+
+
+@pytest.fixture
+def no_accelerator(monkeypatch):
+    """A machine where torch finds a CPU only, and where torch_npu was not imported yet."""
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available=False: None
+    )
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+    return monkeypatch
+
+
+def test_an_npu_without_torch_npu_is_an_error_that_says_what_to_install(no_accelerator):
+    no_accelerator.setattr(devices, "find_spec", lambda name: None)
+    assert devices.pick().type == "cpu"
+    for name in ("npu", "npu:1"):
+        with pytest.raises(ValueError, match=f"{name}' needs torch_npu, .*not installed; install"):
+            devices.pick(name)
+
+
+def test_a_torch_npu_that_cannot_be_imported_is_an_error_that_says_why(no_accelerator, tmp_path):
+    (tmp_path / "torch_npu.py").write_text("raise ImportError('libhccl.so: no such file')\n")
+    no_accelerator.syspath_prepend(tmp_path)
+    for name in (None, "npu"):
+        with pytest.raises(ValueError, match=r"cannot be imported: libhccl.so.*--device cpu"):
+            devices.pick(name)
+    assert devices.pick("cpu").type == "cpu"
+
+
+def test_a_torch_npu_without_an_npu_leaves_the_cpu(no_accelerator):
+    module = ModuleType("torch_npu")
+    module.__spec__ = importlib.machinery.ModuleSpec("torch_npu", None)
+    no_accelerator.setitem(sys.modules, "torch_npu", module)
+    assert devices.pick().type == "cpu"
+
+
+def test_only_an_npu_has_kernels_of_torch_npu(no_accelerator):
+    assert devices.fused_kernel("npu_rms_norm", torch.device("cpu")) is None
+    module = ModuleType("torch_npu")
+    module.npu_rms_norm = max
+    no_accelerator.setitem(sys.modules, "torch_npu", module)
+    no_accelerator.setattr(devices, "multiplies_bf16", lambda device: True)
+    npu = type("Device", (), {"type": "npu"})()
+    assert devices.fused_kernel("npu_rms_norm", npu) is max
+    assert devices.fused_kernel("npu_swiglu", npu) is None
+    no_accelerator.setattr(devices, "multiplies_bf16", lambda device: False)
+    assert devices.fused_kernel("npu_rms_norm", npu) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("no room"), True),
+        (RuntimeError("NPU out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("the list is out of memory"), False),
+    ],
+)
+def test_errors_of_memory_are_known_by_kind_or_words(error, expected):
+    assert is_out_of_memory(error) is expected
 
 
 def test_threads_are_as_many_as_before_when_the_work_is_done_or_fails():
