@@ -4,8 +4,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from internvl2 import device as devices
-from internvl2.model.attention import full_attention, has_products_of_heads
+from internvl2.config import DecoderConfig, RotaryConfig
+from internvl2.model.attention import PackedAttention, full_attention, has_products_of_heads
+from internvl2.model.decoder import Decoder
 from internvl2.model.packed import PackedLinear, can_pack, pack_linears
+from internvl2.model.rotary import Positions
 
 CPU = torch.device("cpu")
 
@@ -50,8 +53,8 @@ def test_attention_head_by_head_is_that_of_all_heads_together():
     with torch.no_grad():
         assert has_products_of_heads(q)
         found = full_attention(q, k, v, 4)
-        split = [x.unflatten(-1, (4, 16)).transpose(1, 2).double() for x in (q, k, v)]
-        wanted = F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+        a, b, c = (x.unflatten(-1, (4, 16)).transpose(1, 2).double() for x in (q, k, v))
+        wanted = F.scaled_dot_product_attention(a, b, c).transpose(1, 2).flatten(2)
     assert (found - wanted).norm() <= 0.02 * wanted.norm()
 
 
@@ -60,3 +63,21 @@ def test_training_and_fp32_keep_the_kernel_that_has_gradients():
     with torch.no_grad():
         assert not has_products_of_heads(x)
     assert not has_products_of_heads(x.to(torch.bfloat16))
+
+
+@needs_bf16_products
+def test_a_packed_decoder_layer_joins_what_reads_the_same_states():
+    torch.manual_seed(0)
+    config = DecoderConfig("qwen2", 99, 64, 2, 4, 2, 16, 96, 512, RotaryConfig(1e4), qkv_bias=True)
+    decoder = Decoder(config).to(torch.bfloat16)
+    x = torch.randn(9, 64).to(torch.bfloat16)
+    positions, attend = Positions.packed([4, 5]), PackedAttention.of([4, 5])
+    with torch.no_grad():
+        wanted = decoder(x, positions, attend)
+        count = sum(parameter.numel() for parameter in decoder.parameters())
+        pack_linears(decoder)
+        found = decoder(x, positions, attend)
+    assert (found - wanted).norm() <= 0.02 * wanted.norm()
+    assert sum(parameter.numel() for parameter in decoder.parameters()) == count
+    products = [type(module) for module in decoder.layers[0].modules()].count(PackedLinear)
+    assert products == len(["q, k, v", "o", "gate, up", "down"])

@@ -12,6 +12,7 @@ from internvl2.config import DecoderConfig
 from internvl2.model.attention import Attention
 from internvl2.model.initial import normal
 from internvl2.model.kernels import RMSNorm, gated
+from internvl2.model.packed import JoinedLinears
 from internvl2.model.rotary import Positions, Rotary, Rotation
 
 
@@ -62,6 +63,7 @@ class DecoderAttention(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
+        self.joined: JoinedLinears | None = None
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
         self.k = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
@@ -70,14 +72,17 @@ class DecoderAttention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
 
+    def pack(self) -> None:
+        """Joins and packs the three maps that read the same states; see `packed`."""
+        self.joined = JoinedLinears([self.q, self.k, self.v])
+        del self.q, self.k, self.v
+
     def forward(
         self, x: Float[Tensor, "tokens dim"], rotate: Rotation, attend: Attention
     ) -> Float[Tensor, "tokens dim"]:
         """Project, norm per head where the model does, turn, attend, project back."""
-        q, k, v = (
-            rearrange(project(x), "t (h d) -> t h d", d=self.head_dim)
-            for project in (self.q, self.k, self.v)
-        )
+        states = (self.q(x), self.k(x), self.v(x)) if self.joined is None else self.joined(x)
+        q, k, v = (rearrange(y, "t (h d) -> t h d", d=self.head_dim) for y in states)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         out = attend(self.layer, rotate(q), rotate(k), v)
@@ -92,7 +97,14 @@ class GatedMLP(nn.Module):
         self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.joined: JoinedLinears | None = None
+
+    def pack(self) -> None:
+        """Joins and packs the two maps that read the same states; see `packed`."""
+        self.joined = JoinedLinears([self.gate, self.up])
+        del self.gate, self.up
 
     def forward(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens dim"]:
         """Transform each token by itself."""
-        return self.down(gated(self.gate(x), self.up(x)))
+        gate, up = (self.gate(x), self.up(x)) if self.joined is None else self.joined(x)
+        return self.down(gated(gate, up))
