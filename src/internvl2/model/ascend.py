@@ -110,7 +110,7 @@ def paged_attention(
     kernel = devices.fused_kernel("npu_fused_infer_attention_score", q.device)
     assert kernel is not None
     block_size, kv_heads, head_dim = keys.shape[1:]
-    out, _ = kernel(
+    results = kernel(
         rearrange(q, "s h d -> s 1 (h d)").contiguous(),
         rearrange(keys, "n b h d -> n b (h d)"),
         rearrange(values, "n b h d -> n b (h d)"),
@@ -122,4 +122,4 @@ def paged_attention(
         block_size=block_size,
         actual_seq_lengths_kv=list(lengths),
     )
-    return rearrange(out, "s 1 (h d) -> s h d", d=head_dim)
+    return rearrange(results[0], "s 1 (h d) -> s h d", d=head_dim)
