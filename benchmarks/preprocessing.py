@@ -3,12 +3,15 @@
 The official pipeline is written out here as its README has it: Pillow, one tile after the other,
 normalised to float on the processor; a video decoded from the beginning to the last frame
 wanted. Ours gives uint8 tiles, which the device normalises. Both make the same pixels, which is
-checked. The inputs are made here, the same on every machine, and kept in a temporary folder.
+checked. Then `--preprocess fast` is compared with that, in time and in pixels, and many pictures
+are prepared by threads, as an engine does. The inputs are made here, the same on every machine, and
+kept in a temporary folder.
 
     python benchmarks/preprocessing.py [--rounds 7] [--skip-video]
 """
 
 import argparse
+import io
 import os
 import platform
 import statistics
@@ -17,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +31,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from internvl2.processing.image import Grid, choose_grid, cut, open_picture
+from internvl2.processing.resize import Arithmetic
+from internvl2.processing.tile_cache import digest_of_bytes
 from internvl2.processing.video import read_frames, sample_indices
 
 TILE = 448
@@ -62,10 +68,10 @@ def official_picture(path: Path) -> torch.Tensor:
     return official_pixels(official_tiles(Image.open(path).convert("RGB"), 12))
 
 
-def our_picture(path: Path) -> np.ndarray:
+def our_picture(source: Path | bytes | Image.Image, arithmetic: Arithmetic = "exact") -> np.ndarray:
     """Tiles as the engine gets them."""
-    image = open_picture(path)
-    return cut(image, choose_grid(*image.size, TILE, 1, 12), TILE)
+    image = open_picture(source)
+    return cut(image, choose_grid(*image.size, TILE, 1, 12), TILE, True, arithmetic)
 
 
 def official_video(path: Path, num_frames: int, threads: str = "SLICE") -> torch.Tensor:
@@ -93,13 +99,18 @@ def our_video(path: Path, num_frames: int) -> np.ndarray:
     return np.concatenate([cut(image, Grid(1, 1), TILE) for image in frames.images])
 
 
-def make_picture(path: Path) -> None:
-    """A photo-like JPEG of 4000x3000: smooth shapes, edges and grain."""
+def photo(width: int, height: int) -> Image.Image:
+    """Smooth shapes, edges and grain."""
     rng = np.random.default_rng(2024)
-    coarse = Image.fromarray(rng.integers(0, 256, (94, 125, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((4000, 3000), Image.Resampling.BICUBIC)).astype(np.int16)
-    grain = rng.integers(-12, 13, (3000, 4000, 1), dtype=np.int16)
-    Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(path, quality=92)
+    coarse = rng.integers(0, 256, (-(-height // 32), width // 32, 3), dtype=np.uint8)
+    wide = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    grain = rng.integers(-12, 13, (height, width, 1), dtype=np.int16)
+    return Image.fromarray(np.clip(np.asarray(wide) + grain, 0, 255).astype(np.uint8))
+
+
+def make_picture(path: Path) -> None:
+    """A photo-like JPEG of 4000x3000."""
+    photo(4000, 3000).save(path, quality=92)
 
 
 def make_video(path: Path, seconds: int = 60) -> None:
@@ -170,6 +181,56 @@ def compare(
         raise SystemExit(1)
 
 
+def compare_fast(label: str, source: bytes | Image.Image, rounds: int) -> None:
+    """Both arithmetics in turns, and how far apart their pixels are."""
+    exact, fast = our_picture(source), our_picture(source, "fast")
+    difference = np.abs(exact.astype(np.int16) - fast)
+    pairs = [
+        (cost(lambda: our_picture(source)), cost(lambda: our_picture(source, "fast")))
+        for _ in range(rounds)
+    ]
+    slow, quick = (median(column) for column in zip(*pairs, strict=True))
+    print(
+        f"{label:<34} {slow.wall:9.1f} {quick.wall:7.1f} {slow.wall / quick.wall:6.2f}x"
+        f"   at most {difference.max()} of 255; {(difference > 0).mean():.2%} of values differ,"
+        f" {(difference > 1).mean() * 1e6:.1f} of a million by more than 1",
+        flush=True,
+    )
+
+
+def report_fast(rounds: int) -> None:
+    """The fast arithmetic against the exact one, from JPEG bytes and from decoded pictures."""
+    title = "milliseconds, median"
+    print(f"\n{title:<34} {'exact':>9} {'fast':>7} {'ratio':>7}")
+    for width, height in ((4000, 3000), (1600, 1200), (1024, 768)):
+        image, file = photo(width, height), io.BytesIO()
+        image.save(file, "JPEG", quality=92)
+        compare_fast(f"JPEG {width}x{height} to 12+1 tiles", file.getvalue(), rounds)
+        compare_fast("  decoded before", image, rounds)
+    known = cost(lambda: digest_of_bytes(file.getvalue()))
+    print(f"known by its {len(file.getvalue()) / 1000:.0f} kB: {known.wall:.2f} ms")
+
+
+def report_threads(pictures: int = 32) -> None:
+    """Pictures of 1024x768 a second, by how many threads prepare them."""
+    file = io.BytesIO()
+    photo(1024, 768).save(file, "JPEG", quality=92)
+    content = file.getvalue()
+    print("\nJPEG 1024x768 to 12+1 tiles, pictures a second")
+    for arithmetic in ("exact", "fast"):
+        rates: list[str] = []
+        for threads in (1, 2, 4, 8):
+            with ThreadPoolExecutor(threads) as pool:
+                work = [content] * pictures
+                spent = cost(
+                    lambda w=work, p=pool, a=arithmetic: list(
+                        p.map(lambda one: our_picture(one, a), w)
+                    )
+                )
+            rates.append(f"{threads} threads {pictures / spent.wall * 1000:6.1f}")
+        print(f"  {arithmetic:<6} {'   '.join(rates)}", flush=True)
+
+
 def peak_memory() -> float:
     """Largest resident size of this process so far, in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -214,8 +275,11 @@ def main() -> None:
         lambda: our_picture(picture),
         arguments.rounds,
     )
+    report_fast(arguments.rounds)
+    report_threads()
     if arguments.skip_video:
         return None
+    print()
     video = cached("video-1080p30-60s.mp4", make_video)
     for num_frames in (8, 32):
         compare(

@@ -3,7 +3,8 @@
 The header decides before anything is decoded: the format must be known and the size bearable.
 Pillow decodes. simplejpeg is faster at that, but what it gains is lost again: its array has to be
 copied into Pillow's layout, or resized with a fourth byte per pixel (12 megapixels to 13 tiles:
-194 ms with Pillow alone, 199 ms with simplejpeg and no copy).
+194 ms with Pillow alone, 199 ms with simplejpeg and no copy). With the fast resize it would save
+45 of 114 ms for such a picture, but half of one in 10 ms for 1024x768.
 """
 
 import io

@@ -1,8 +1,8 @@
 """Bicubic resizing: Pillow's arithmetic, or PyTorch's, which is faster and gives nearly the same.
 
 Pillow's pixels are those that the family was trained with, and everybody's choice unless asked
-otherwise. PyTorch keeps the filter's weights in 16 bits: up to 0.6 % of the values of a photo
-differ by 1 of 255, a few in a million by 2 (benchmarks/preprocessing.py prints both).
+otherwise. PyTorch keeps the filter's weights in 16 bits: 0.3 to 0.9 % of the values of a grainy
+photo differ by 1 of 255, a few in a million by 2 (benchmarks/preprocessing.py prints both).
 """
 
 from collections.abc import Callable
