@@ -6,13 +6,14 @@ from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from internvl2.cores import read_cores
 from internvl2.engine.requests import Collector, Failure, Mailbox
 from internvl2.engine.sequence import Answer, Output, SamplingParams, Sequence
 from internvl2.engine.step_loop import Inbox, StepLoop
 from internvl2.processing.conversation import Conversation
 from internvl2.processing.prompt import Prompt
 
-ENCODERS = 4
+FEWEST_ENCODERS, MOST_ENCODERS = 4, 16
 """Threads that read and cut pictures; decoding and resizing do not hold the interpreter."""
 
 
@@ -53,7 +54,8 @@ class Batch:
     def run(self, requests: Iterable[Conversation | Prompt]) -> Iterator[Answered]:
         """Every request's end, in the order in which they end."""
         source = enumerate(requests)
-        with ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode") as pool:
+        encoders = max(FEWEST_ENCODERS, min(MOST_ENCODERS, read_cores().threads))
+        with ThreadPoolExecutor(encoders, thread_name_prefix="encode") as pool:
             try:
                 while self._fill(source, pool):
                     yield from self._start_encoded()
