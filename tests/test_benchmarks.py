@@ -118,3 +118,50 @@ def test_the_benchmark_of_adapters_measures_both_sides_and_memory(tmp_path):
     assert [r["case"]["side"] for r in found["results"]] == ["transformers", "ours"]
     assert [r["fit"]["method"] for r in found["memory"]] == ["QLoRA", "LoRA", "full"]
     assert all(r["tokens_per_s"] > 0 for r in (*found["results"], *found["memory"]))
+
+
+@pytest.fixture
+def latency(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("latency")
+
+
+def test_the_speed_of_an_answer_counts_the_tokens_behind_the_first(latency):
+    answers = [
+        latency.Arrivals(1.0, [1.5, 1.6, 1.7], [1, 2, 3]),
+        latency.Arrivals(2.0, [2.1, 2.2, 2.3], [1, 2, 3]),
+        latency.Arrivals(3.0, [3.3, 3.8, 4.3], [1, 2, 3]),
+    ]
+    speed = latency.Speed.of(answers)
+    assert speed.first_ms == pytest.approx(300)
+    assert speed.tokens_per_s == pytest.approx(10)
+
+
+@pytest.mark.slow
+def test_the_latency_benchmark_compares_both_sides_on_one_prompt(tmp_path):
+    pytest.importorskip("transformers")
+    options = "--models nano --tiles 1 --rounds 1 --tokens 3 --dtype float32"
+    command = [sys.executable, str(BENCHMARKS / "latency.py"), *options.split()]
+    report = tmp_path / "report.json"
+    subprocess.run([*command, "--json", str(report)], check=True)
+    found = json.loads(report.read_text())
+    (result,) = found["results"]
+    assert found["machine"]["threads"] >= 1
+    assert result["equal_tokens"] == result["answer_tokens"] == 3
+    assert len(result["ours"]["every_first_ms"]) == 1
+    assert result["prefill_ratio"] > 0
+    assert result["decode_ratio"] > 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_few_bits_compares_every_scheme_with_the_plain_decoder(tmp_path):
+    model = BENCHMARKS.parent / "tests" / "data" / "official" / "B_qwen2" / "checkpoint"
+    prompts, report = tmp_path / "prompts.txt", tmp_path / "report.json"
+    prompts.write_text("What is this?\nWho are you?\n")
+    command = [sys.executable, str(BENCHMARKS / "quantization.py"), "--device", "cpu"]
+    command += ["--model", str(model), "--prompts", str(prompts), "--json", str(report)]
+    subprocess.run([*command, "--rounds", "1"], check=True)
+    plain, fp8, int8, int4 = json.loads(report.read_text())
+    assert plain["divergence"] == 0 < int8["divergence"] < fp8["divergence"] < int4["divergence"]
+    assert int4["mib"] < int8["mib"] < plain["mib"]
+    assert fp8["token_ms"] == 0 < int8["token_ms"]
