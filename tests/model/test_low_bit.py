@@ -32,7 +32,7 @@ CONFIG = InternVLConfig(
     image_token_id=7,
 )
 BITS = {"int8": 8, "fp8": 8, "int4": 4}
-ROWS = (1, low_bit.FEW_ROWS, low_bit.FEW_ROWS + 1, 40)
+ROWS = (1, low_bit.INT8_ROWS, low_bit.INT8_ROWS + 1, low_bit.INT4_ROWS + 1)
 CPU = torch.device("cpu")
 
 

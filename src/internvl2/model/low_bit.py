@@ -23,9 +23,9 @@ from internvl2.config import Quantization
 from internvl2.model.internvl import InternVL
 from internvl2.model.quantize import QuantizedLinear, quantize_decoder
 
-FEW_ROWS = 8
-"""Up to so many tokens a CPU's products with integer weights are faster than dequantising: measured
-with 1, 4, 16, 64 and 512 (benchmarks/RESULTS.md)."""
+INT8_ROWS, INT4_ROWS = 8, 256
+"""Up to so many tokens a CPU's products with integer weights are faster than dequantising, which
+takes longer from four bits (measured with 1 to 512: benchmarks/RESULTS.md)."""
 GROUP = 64
 """Inputs of a row that share a scale in int4."""
 KERNEL_GROUPS = (32, 64, 128, 256)
@@ -56,7 +56,7 @@ class Int8Linear(QuantizedLinear):
     def forward(self, x: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
         """As `nn.Linear`, with the dequantised weight."""
         rows = x.reshape(-1, self.in_features)
-        if self._fits_kernel and x.device.type == "cpu" and len(rows) <= FEW_ROWS:
+        if self._fits_kernel and x.device.type == "cpu" and len(rows) <= INT8_ROWS:
             y = torch.ops.aten._weight_int8pack_mm(rows, self.codes, self.scales)
         else:
             y = F.linear(rows, self.codes.to(x.dtype)) * self.scales
@@ -171,7 +171,7 @@ class Int4Linear(QuantizedLinear):
     def forward(self, x: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
         """As `nn.Linear`, with the dequantised weight."""
         rows = x.reshape(-1, self.in_features)
-        if self._fits_kernel and x.device.type == "cpu" and len(rows) <= FEW_ROWS:
+        if self._fits_kernel and x.device.type == "cpu" and len(rows) <= INT4_ROWS:
             codes = self.codes.view(self.out_features, self.in_features // 2)
             product = torch.ops.aten._weight_int4pack_mm_for_cpu
             y = product(rows, codes, self.group, self.scales)
