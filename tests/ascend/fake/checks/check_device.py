@@ -53,6 +53,17 @@ def test_copies_that_the_host_waits_for_are_counted_and_others_are_not() -> None
     assert torch_npu.testing.synchronizations_by_kind() == dict.fromkeys(kinds, 1)
 
 
+def test_what_is_copied_without_waiting_is_there_after_waiting_and_not_before() -> None:
+    there = torch.arange(1, 4, device="npu")
+    ours = there.to("cpu", non_blocking=True)
+    event = torch.npu.Event()
+    event.record()
+    there.zero_()
+    assert ours.tolist() == [-1, -1, -1]
+    event.synchronize()
+    assert ours.tolist() == [1, 2, 3]
+
+
 def test_operators_are_recorded_by_name() -> None:
     torch_npu.testing.forget_operators()
     x = torch.ones(2, 2, device="npu")

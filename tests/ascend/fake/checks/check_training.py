@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import torch_npu  # noqa: F401 - makes the device known
 import torch.nn.functional as F
+import torch_npu  # noqa: F401 - makes the device known
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

@@ -1,5 +1,6 @@
 """Softmax attention of one sequence and its gradients, spelled out; what a sparse mode hides."""
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -93,13 +94,17 @@ def check_mask(
 
 def check_triangle(contract: Contract, mask: Tensor, host_mask: Tensor) -> None:
     """Modes 2 to 4 take one mask of 2048 x 2048 for every size, True above its diagonal."""
-    side = (COMPRESSED, COMPRESSED)
+    triangle = _triangle()
     contract.require(
-        tuple(mask.shape[-2:]) == side and mask.numel() == COMPRESSED**2,
+        mask.shape[-2:] == triangle.shape and mask.numel() == COMPRESSED**2,
         f"sparse_mode 2 to 4 needs the compressed mask of 2048 x 2048, not {tuple(mask.shape)}",
     )
-    triangle = torch.ones(side, dtype=torch.bool).triu(1)
     contract.require(
-        torch.equal(host_mask.bool().view(side), triangle),
+        torch.equal(host_mask.bool().view_as(triangle), triangle),
         "the compressed mask must be True above its diagonal and False elsewhere",
     )
+
+
+@cache
+def _triangle() -> Tensor:
+    return torch.ones(COMPRESSED, COMPRESSED, dtype=torch.bool).triu(1)

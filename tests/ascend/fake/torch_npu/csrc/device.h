@@ -47,7 +47,12 @@ void record_operator(const std::string& name);
 std::set<std::string> recorded_operators();
 void forget_operators();
 
-// Counts an occasion on which the host waited for the device.
+// A copy to the host that nobody waits for is made when somebody waits: until then its bytes are
+// not what they will be, and who reads them early finds that out.
+void copy_later(const at::Tensor& to, const at::Tensor& from);
+void finish_copies();
+
+// Counts an occasion on which the host waited for the device, and finishes copies.
 void count_synchronization(const char* kind);
 std::map<std::string, int64_t> synchronizations();
 void forget_synchronizations();

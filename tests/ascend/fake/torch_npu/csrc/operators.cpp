@@ -206,25 +206,26 @@ at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride,
 
 // The host waits for a copy from the device unless it may finish later, in pinned memory; and for
 // one to the device unless it is told not to.
-void count_copy(const at::Tensor& to, const at::Tensor& from, bool non_blocking) {
-  if (is_npu(to) == is_npu(from)) return;
-  if (is_npu(from)) {
-    if (!non_blocking || !is_pinned(to.const_data_ptr())) count_synchronization("device_to_host");
-  } else if (!non_blocking) {
-    count_synchronization("host_to_device");
+void move(const at::Tensor& to, const at::Tensor& from, bool non_blocking) {
+  if (is_npu(from) && !is_npu(to)) {
+    bool may_wait = non_blocking && is_pinned(to.const_data_ptr());
+    if (may_wait && to.is_contiguous() && to.sizes() == from.sizes()) return copy_later(to, from);
+    if (!may_wait) count_synchronization("device_to_host");
+  } else if (is_npu(to) && !is_npu(from)) {
+    finish_copies();  // in the order of the stream
+    if (!non_blocking) count_synchronization("host_to_device");
   }
+  on_host(to).copy_(on_host(from));
 }
 
 at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool non_blocking) {
   record_operator("aten::copy_");
-  count_copy(self, source, non_blocking);
-  on_host(self).copy_(on_host(source));
+  move(self, source, non_blocking);
   return self;
 }
 
 at::Tensor copy_from(const at::Tensor& source, const at::Tensor& to, bool non_blocking) {
-  count_copy(to, source, non_blocking);
-  on_host(to).copy_(on_host(source));
+  move(to, source, non_blocking);
   return to;
 }
 
