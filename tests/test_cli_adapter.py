@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.lora_writing import Base, Parts, write_adapter
 from internvl2.checkpoint.source import open_checkpoint
-from internvl2.checkpoint.store import load_model
+from internvl2.checkpoint.store import choose_quantization, load_model
 from internvl2.cli import main
 from internvl2.engine.engine import Engine
 from internvl2.engine.sequence import SamplingParams
 from internvl2.model.lora import LoraSettings, add_lora, is_adapter
+from internvl2.model.low_bit import quantize_for_answers
 from internvl2.processing.conversation import Message
 
 ROOT = Path(__file__).parents[1]
@@ -154,3 +155,17 @@ def test_the_adapter_of_another_model_is_one_line_that_names_all_three(run: Run,
 def test_what_is_no_adapters_name_is_one_line(run: Run, name: str, message: str):
     done = run("chat", "--model", MODEL, "--adapter", name, QUESTION)
     assert (done.code, message in done.err, done.err.count("\n")) == (2, True, 1)
+
+
+def test_an_adapter_is_merged_before_the_decoder_is_quantised(adapter):
+    found = load_model(MODEL, adapter=adapter, quantize="int8").state_dict()
+    merged = load_model(MODEL, adapter=adapter)
+    quantize_for_answers(merged, "int8")
+    assert all(torch.equal(found[name], tensor) for name, tensor in merged.state_dict().items())
+
+
+def test_nothing_is_merged_into_four_bit_weights(adapter, tmp_path):
+    described = {"quant_method": "awq", "bits": 4, "group_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": described}))
+    with pytest.raises(ValueError, match=r"cannot be merged.*internvl2 convert --adapter"):
+        choose_quantization(tmp_path, None, torch.device("cpu"), torch.float32, adapter)
