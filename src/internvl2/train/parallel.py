@@ -31,7 +31,7 @@ class World:
             return cls(0, 1, devices.pick(device))
         picked = devices.pick(device)
         if picked.type != "cpu" and picked.index is None:
-            picked = torch.device(picked.type, int(os.environ["LOCAL_RANK"]))
+            picked = devices.pick(f"{picked.type}:{os.environ['LOCAL_RANK']}")
             torch.accelerator.set_device_index(picked.index)
         backend = devices.process_group(picked.type)
         dist.init_process_group(backend, timeout=timedelta(minutes=30))

@@ -150,13 +150,14 @@ def _stored(recipe: Recipe, device: torch.device) -> _Source:
 
 
 def _random(recipe: Recipe, device: torch.device) -> _Source:
-    """Random weights, equal in every process, in the shape of the recipe's model."""
+    """Random weights, equal in every process and on every device, in the recipe's shape."""
     directory = resolve(recipe.model)
     processor = Processor.from_directory(directory, read_config(directory))
     dtype = devices.choose_dtype(device, processor.config.dtype, recipe.dtype)
     config = replace(processor.config, dtype=str(dtype).removeprefix("torch."))
+    host = torch.device("cpu")
     return _Source(
-        processor, config, dtype, lambda model: random_weights(model, recipe.seed, device, dtype)
+        processor, config, dtype, lambda model: random_weights(model, recipe.seed, host, dtype)
     )
 
 

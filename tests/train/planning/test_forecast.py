@@ -19,7 +19,7 @@ from internvl2.train.preparation import without_memory
 from internvl2.train.recipe import DataSource, Packing, Recipe, Schedule
 from internvl2.train.trainer import Trainer
 
-RECIPE = replace(Recipe.read("nano"), compile=True)
+RECIPE = replace(Recipe.read("nano"), compile=False)
 MODEL = without_memory(RECIPE, read_config(resolve("nano")), torch.bfloat16)
 
 
