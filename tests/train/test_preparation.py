@@ -9,7 +9,8 @@ from torch import nn
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.model.internvl import InternVL
-from internvl2.train.preparation import compiles, random_weights
+from internvl2.train import preparation
+from internvl2.train.preparation import compiles, random_weights, without_memory
 from internvl2.train.recipe import Recipe
 
 CONFIG = InternVLConfig(
@@ -68,3 +69,10 @@ def test_compilation_that_was_asked_for_needs_triton_on_a_gpu():
     assert not compiles(recipe, torch.device("cuda"))
     with pytest.raises(ValueError, match=r"needs Triton on a GPU.*pip install triton"):
         compiles(replace(recipe, compile=True), torch.device("cuda"))
+
+
+def test_a_run_from_nothing_begins_alike_on_every_device():
+    recipe = replace(Recipe.read("nano"), dtype="float32")
+    source = preparation._random(recipe, torch.device("meta"))
+    name, first = next(source.weights(without_memory(recipe, source.config, source.dtype)))
+    assert (name, first.device.type) == ("vision.class_embedding", "cpu")
