@@ -45,6 +45,7 @@ def test_the_packs_of_the_training_benchmark_are_nearly_full(work_of):
     assert 0.1 <= work.learned / work.tokens <= 0.15
 
 
+@pytest.mark.slow
 def test_our_side_recomputes_where_memory_does_not_suffice(sides, work_of, monkeypatch):
     real, wanted = sides.timed, iter((False, True))
 

@@ -107,6 +107,7 @@ def test_rows_of_a_batch_answer_as_they_do_alone(directory):
         assert together == [engine.answer(one, params).token_ids for one in asked]
 
 
+@pytest.mark.slow
 def test_the_memory_plan_counts_few_bits():
     config = MEMBERS["internvl2-8b"].config
     plain, int8, int4 = (weight_bytes(config, torch.bfloat16, q) for q in (None, "int8", "int4"))

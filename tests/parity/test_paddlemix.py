@@ -81,7 +81,7 @@ def test_bf16_weights_stored_as_uint16_are_the_same_model_rounded(data, pixels):
     assert full.encode_pixels(pixels).shape == rounded.encode_pixels(pixels).shape
 
 
-@pytest.mark.parametrize("max_tiles", [6, 12])
+@pytest.mark.parametrize("max_tiles", [6, pytest.param(12, marks=pytest.mark.slow)])
 def test_demo_pictures_have_the_tiles_that_paddlemix_makes(data, max_tiles):
     recorded = json.loads(data("paddlemix", "preprocess_stats.json").read_text())
     names = [key for key in recorded if key.endswith(f"@{max_tiles}")]

@@ -108,6 +108,7 @@ def test_nano_learns_nothing_of_flags():
     assert "flags" not in drawn
 
 
+@pytest.mark.slow
 def test_flags_join_other_tasks_where_they_are_asked_for():
     drawn = {Request(40, ("flags", "talk")).sample(i).task for i in range(40)}
     assert drawn == {"flags", "talk"}

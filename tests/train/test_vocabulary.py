@@ -50,6 +50,7 @@ def test_what_nano_says_is_decoded_as_it_was(nano, task: str):
     assert [nano.decode(nano.encode(answer)) for answer in answers] == answers
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_transformers_gives_the_same_ids(nano):
     transformers = pytest.importorskip("transformers")

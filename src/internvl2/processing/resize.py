@@ -32,7 +32,9 @@ def shrink(image: Image.Image, side: int, arithmetic: Arithmetic) -> Image.Image
     return Image.fromarray(resizer(image, arithmetic)((side, side)))
 
 
-def _resize_fast(pixels: Resized, size: tuple[int, int]) -> Resized:
+def _resize_fast(
+    pixels: UInt8[np.ndarray, "rows columns 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "height width 3"]:
     width, height = size
     if pixels.shape[:2] == (height, width):
         return pixels
