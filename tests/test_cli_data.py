@@ -165,7 +165,7 @@ def test_mistakes_in_a_check_are_one_line(
 
 @pytest.mark.slow
 def test_an_interrupted_check_says_what_it_has_found(tmp_path: Path):
-    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "word " * 2000}]
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "word " * 600}]
     line = json.dumps({"conversations": turns}) + "\n"
     (tmp_path / "set.jsonl").write_text(line * 20_000, "utf-8")
     (tmp_path / "nano.toml").write_text('model = "nano"\n[[data]]\npath = "set.jsonl"\n')

@@ -128,8 +128,8 @@ def check_files(folder: Path) -> None:
     assert "759" in (folder / "receipts.html").read_text("utf-8")
     tuned = folder / "runs" / "receipts"
     logged = records(tuned / "metrics.jsonl")
-    assert [record["step"] for record in logged if "scores" in record] == [8, 16, 24, 25]
-    assert len([record for record in logged if "tokens" in record]) == 25
+    assert [record["step"] for record in logged if "scores" in record] == [8, 16, 24, 30]
+    assert len([record for record in logged if "tokens" in record]) == 30
     assert (tuned / "loss.png").is_file()
     for adapter in (tuned, tuned / "best"):
         described = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
