@@ -100,7 +100,7 @@ def check(name: str, recipe: Recipe, options: CheckOptions) -> int:
 
     if options.preview is not None and not options.preview.absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {options.preview.absolute().parent}")
-    processor = _processor(recipe.model)
+    processor = _processor(recipe)
     sets = open_sets(recipe, processor.template.name, options.limit, _questions)
     examination = Examination(recipe, processor, sets)
     with console.progress(examination.samples, "looking", unit="sample") as bar:
@@ -147,11 +147,13 @@ def _questions(recipe: Recipe) -> "tuple[Record, ...]":
     )
 
 
-def _processor(model: str) -> "Processor":
-    """What encodes samples for a model; its weights are not read."""
+def _processor(recipe: Recipe) -> "Processor":
+    """What encodes a recipe's samples; the model's weights are not read."""
     from internvl2.checkpoint.config_files import read_config
     from internvl2.checkpoint.hub import resolve
     from internvl2.processing.processor import Processor
+    from internvl2.train.tiling import training_processor
 
-    directory = resolve(model, weights=False)
-    return Processor.from_directory(directory, read_config(directory))
+    directory = resolve(recipe.model, weights=False)
+    processor = Processor.from_directory(directory, read_config(directory))
+    return training_processor(processor, recipe)

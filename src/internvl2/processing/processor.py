@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,12 @@ class Processor:
             pictures=pictures,
             tile_cache=tile_cache,
         )
+
+    def changed(self, config: InternVLConfig, pictures: PictureOptions) -> "Processor":
+        """The same tokenizer and template for tiles that are cut in another way."""
+        other = copy(self)
+        other.config, other.pictures = config, pictures
+        return other
 
     def encode(self, conversation: Conversation, *, options: EncodeOptions | None = None) -> Prompt:
         """The prompt of a conversation; a missing last answer is left open for the model."""

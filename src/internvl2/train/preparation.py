@@ -29,6 +29,7 @@ from internvl2.train.parallel import World
 from internvl2.train.recipe import Lora, Recipe
 from internvl2.train.sharding import local, own_parts, shard
 from internvl2.train.step_loss import PackLoss
+from internvl2.train.tiling import as_trained, training_processor
 
 logger = logging.getLogger(__name__)
 
@@ -141,18 +142,18 @@ def training(model: InternVL) -> None:
 
 def _stored(recipe: Recipe, device: torch.device) -> _Source:
     found = find(recipe.model, device, recipe.dtype)
+    processor, config = training_processor(found.processor, recipe), as_trained(found.config, recipe)
     checkpoint, base = found.checkpoint, None
     if checkpoint.adapter is None or recipe.lora.is_used:  # the latter complains of the former
         base = Base(lasting_name(recipe.model), checkpoint.fingerprint(found.config))
-    return _Source(
-        found.processor, found.config, found.dtype, lambda model: checkpoint.parameters(), base
-    )
+    return _Source(processor, config, found.dtype, lambda model: checkpoint.parameters(), base)
 
 
 def _random(recipe: Recipe, device: torch.device) -> _Source:
     """Random weights, equal in every process and on every device, in the recipe's shape."""
     directory = resolve(recipe.model)
-    processor = Processor.from_directory(directory, read_config(directory))
+    stored = Processor.from_directory(directory, read_config(directory))
+    processor = training_processor(stored, recipe)
     dtype = devices.choose_dtype(device, processor.config.dtype, recipe.dtype)
     config = replace(processor.config, dtype=str(dtype).removeprefix("torch."))
     host = torch.device("cpu")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from internvl2.config import DTypeName
+from internvl2.processing.resize import Arithmetic
 from internvl2.train.recipe_data import DataSource, Synthetic, require, require_from
 from internvl2.train.recipe_file import fill, lines
 
@@ -255,6 +256,11 @@ class Recipe:
     """Packs between two changes of the weights, over all processes together."""
     max_tiles: int = 6
     """Most tiles that the pictures of a sample are cut into, thumbnails not counted."""
+    tile_size: int | None = None
+    """Side of a tile in pixels, also for who uses the trained model; the checkpoint's unless given.
+    Position embeddings are interpolated where it is not the vision tower's own."""
+    preprocess: Arithmetic = "exact"
+    """How pictures are resized: as Pillow does it, or faster, with most values equal."""
     drop_path: float = 0.0
     """Stochastic depth of the last vision layer, where vision layers are trained."""
     from_scratch: bool = False
@@ -289,7 +295,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(self.wandb != "", "wandb", '""', "the name of a project")
-        for name in ("packs_per_step", "max_tiles", "save_every", "keep"):
+        for name in ("packs_per_step", "max_tiles", "tile_size", "save_every", "keep"):
             require_from(1, name, getattr(self, name))
         for name in ("workers", "skip_bad_samples"):
             require_from(0, name, getattr(self, name))
@@ -374,6 +380,11 @@ def _require_sound_adapters(recipe: Recipe) -> None:
         raise ValueError(
             f"layout is {recipe.layout!r}, but a run with adapters stores these alone; "
             "`internvl2 convert` writes the whole model in any layout"
+        )
+    if lora.is_used and recipe.tile_size is not None:
+        raise ValueError(
+            f"tile_size is {recipe.tile_size}, but a run with adapters stores these alone, and who "
+            "uses them cuts pictures as the base says: leave tile_size out"
         )
     if lora.vision_rank and freeze.vision_last:
         raise ValueError(

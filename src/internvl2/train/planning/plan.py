@@ -17,6 +17,7 @@ from internvl2.train.planning.speed import REFERENCE, tokens_per_second
 from internvl2.train.planning.strategies import Strategy, strategies, trains_the_same
 from internvl2.train.preparation import without_memory
 from internvl2.train.recipe import Recipe
+from internvl2.train.tiling import as_trained
 
 MARGIN = 1.03
 """Predictions may be so much too low."""
@@ -80,7 +81,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
             f"packs_per_step is {recipe.packs_per_step}; it must be a multiple of the number of "
             f"GPUs, {machine.count}"
         )
-    config = shape_of(recipe.model)
+    config = as_trained(shape_of(recipe.model), recipe)
     if machine.kind != "cpu" and not machine.has_bf16 and recipe.dtype is None:
         recipe = replace(recipe, dtype="float32")  # fp16 weights cannot be trained
     given, options = None, []

@@ -1,0 +1,18 @@
+"""How a recipe changes the way in which its model's pictures become tiles."""
+
+from dataclasses import replace
+
+from internvl2.config import InternVLConfig
+from internvl2.processing.processor import Processor
+from internvl2.train.recipe import Recipe
+
+
+def as_trained(config: InternVLConfig, recipe: Recipe) -> InternVLConfig:
+    """The config of a recipe's model with the size of tile that the recipe trains it for."""
+    return config if recipe.tile_size is None else replace(config, tile_size=recipe.tile_size)
+
+
+def training_processor(processor: Processor, recipe: Recipe) -> Processor:
+    """The processor of a recipe's model, cutting pictures as the recipe says."""
+    pictures = replace(processor.pictures, arithmetic=recipe.preprocess)
+    return processor.changed(as_trained(processor.config, recipe), pictures)
