@@ -41,11 +41,14 @@ PLANNING = {"train.recipe"} | {f"train.data.{name}" for name in PREPARING} | LOO
 """Worker processes start faster without torch."""
 SCORING = {"eval", "eval.metrics", "eval.vqa_words", "eval.questions"}
 TORCH_FREE = SCHEDULING | SCORING | PLANNING
-BROAD_EXCEPT_ALLOWED = {"engine.step_loop", "engine.worker"}
-"""A step and the thread that runs it report whatever stops them to the callers concerned."""
+BROAD_EXCEPT_ALLOWED = {"engine.step_loop", "engine.worker", "model.kernel_choice"}
+"""A step and the thread that runs it report whatever stops them to the callers concerned; a kernel
+that cannot be compiled, which ends in errors of any kind, is passed over with a warning."""
 
 MODULE_OF = {"pillow": "PIL", "pyyaml": "yaml", "tensorboard": "torch"}
 """torch.utils.tensorboard imports tensorboard."""
+COMES_WITH_TORCH = {"triton"}
+"""Builds of PyTorch for CUDA bring it; it is imported only where a kernel is about to run."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)
@@ -261,7 +264,29 @@ def test_dependencies_are_those_that_are_imported():
     names = (re.split(r"[^\w-]", item)[0] for item in items)
     declared = {MODULE_OF.get(name, name.replace("-", "_")) for name in names}
     imported = {name.split(".")[0] for tree in TREES.values() for name in imported_modules(tree)}
-    assert imported - sys.stdlib_module_names - {"internvl2"} == declared
+    ours = sys.stdlib_module_names | COMES_WITH_TORCH | {"internvl2"}
+    assert imported - ours == declared
+
+
+def test_triton_is_imported_by_modules_of_kernels_alone():
+    importing = {
+        module_name(path)
+        for path, tree in TREES.items()
+        if any(name.split(".")[0] == "triton" for name in imported_modules(tree))
+    }
+    assert {name.rpartition(".")[0] for name in importing} <= {"model.triton_kernels"}
+
+
+def test_modules_of_kernels_are_imported_within_functions_alone():
+    faults = []
+    for path, tree in TREES.items():
+        if not module_name(path).startswith("model.triton_kernels"):
+            at_top = ast.Module(
+                [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], []
+            )
+            if any("triton_kernels" in name for name in imported_modules(at_top)):
+                faults.append(module_name(path))
+    assert faults == []
 
 
 def test_no_module_is_called_utils():
