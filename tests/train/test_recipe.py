@@ -131,6 +131,8 @@ def test_what_is_written_reads_back_equal(tmp_path):
         ('model = "m"\n[lora]\nvision_rank = 4\nalpha = 0', "lora.alpha is 0.0; .* above 0"),
         ('model = "m"\n[lora]\nvision_rank = 4\ndropout = 1.0', "lora.dropout is 1.0"),
         ('model = "m"\nfrom_scratch = true\nlora.vision_rank = 4', "lora and from_scratch"),
+        ('model = "m"\ntile_size = 224\nlora.vision_rank = 4', "tile_size is 224, .* adapters"),
+        ('model = "m"\npreprocess = "quick"', "`preprocess` is 'quick'; it must be one of"),
         (
             'model = "m"\nfreeze.vision_last = 1\nlora.vision_rank = 4',
             "lora.vision_rank is 4 and freeze.vision_last is 1",

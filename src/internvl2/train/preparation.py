@@ -142,7 +142,10 @@ def training(model: InternVL) -> None:
 
 def _stored(recipe: Recipe, device: torch.device) -> _Source:
     found = find(recipe.model, device, recipe.dtype)
-    processor, config = training_processor(found.processor, recipe), as_trained(found.config, recipe)
+    processor, config = (
+        training_processor(found.processor, recipe),
+        as_trained(found.config, recipe),
+    )
     checkpoint, base = found.checkpoint, None
     if checkpoint.adapter is None or recipe.lora.is_used:  # the latter complains of the former
         base = Base(lasting_name(recipe.model), checkpoint.fingerprint(found.config))

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from internvl2.config import DTypeName
-from internvl2.processing.resize import Arithmetic
-from internvl2.train.recipe_data import DataSource, Synthetic, require, require_from
+from internvl2.train.recipe_data import DataSource, Packing, Synthetic, require, require_from
 from internvl2.train.recipe_file import fill, lines
 
 MOST_VALIDATED = 1_000_000
@@ -134,27 +133,6 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
-    """How samples fill the fixed-length streams that the model sees."""
-
-    tokens: int = 8192
-    """Length of a pack; a longer sample is an error."""
-    tiles: int = 30
-    """Most tiles in a pack."""
-    window: int = 64
-    """How many samples are looked at to fill a pack."""
-    fill: Literal["evenly", "in_order"] = "evenly"
-    """In order, each pack has a window of samples of its own and leaves out those that it has no
-    room for: for endless drawn sets, since nothing is made twice to be measured first."""
-    loss_weighting: Literal["token", "sample", "square"] = "token"
-    """What a sample of n learned tokens counts: n, 1, or the square root of n."""
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "tiles", "window"):
-            require_from(1, f"packing.{name}", getattr(self, name))
-
-
-@dataclass(frozen=True, slots=True)
 class Recompute:
     """Share of the layers whose activations are computed again going back: memory for time."""
 
@@ -259,7 +237,7 @@ class Recipe:
     tile_size: int | None = None
     """Side of a tile in pixels, also for who uses the trained model; the checkpoint's unless given.
     Position embeddings are interpolated where it is not the vision tower's own."""
-    preprocess: Arithmetic = "exact"
+    preprocess: Literal["exact", "fast"] = "exact"
     """How pictures are resized: as Pillow does it, or faster, with most values equal."""
     drop_path: float = 0.0
     """Stochastic depth of the last vision layer, where vision layers are trained."""

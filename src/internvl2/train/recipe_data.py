@@ -1,6 +1,7 @@
 """What a recipe says of the data that it trains on, and the checks of a recipe's values."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,27 @@ class Synthetic:
         bounds = (0, *self.difficulty, 1)
         rising = len(self.difficulty) == 2 and list(bounds) == sorted(bounds)
         require(rising, "synthetic.difficulty", self.difficulty, "two rising numbers, 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How samples fill the fixed-length streams that the model sees."""
+
+    tokens: int = 8192
+    """Length of a pack; a longer sample is an error."""
+    tiles: int = 30
+    """Most tiles in a pack."""
+    window: int = 64
+    """How many samples are looked at to fill a pack."""
+    fill: Literal["evenly", "in_order"] = "evenly"
+    """In order, each pack has a window of samples of its own and leaves out those that it has no
+    room for: for endless drawn sets, since nothing is made twice to be measured first."""
+    loss_weighting: Literal["token", "sample", "square"] = "token"
+    """What a sample of n learned tokens counts: n, 1, or the square root of n."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "tiles", "window"):
+            require_from(1, f"packing.{name}", getattr(self, name))
 
 
 def require(holds: bool, name: str, value: object, bounds: str) -> None:

@@ -200,6 +200,7 @@ def test_defaults_of_the_official_code_count_where_flags_are_left_out():
         ("--grad_checkpoint False", "recompute.decoder", 0.0),
         ("--evaluation_strategy steps --eval_steps 70", "validation.every", 70),
         ("--use_llm_lora 4 --deepspeed ds_z3_config.json", "shard", True),
+        ("--force_image_size 224", "tile_size", 224),
     ],
 )
 def test_a_flag_says_a_key(flags: str, key: str, value: object):
@@ -210,7 +211,7 @@ def test_a_flag_says_a_key(flags: str, key: str, value: object):
 @pytest.mark.parametrize(
     "flag",
     [
-        *("--force_image_size 224", "--ps_version v1", "--use_data_resampling True"),
+        *("--ps_version v1", "--use_data_resampling True"),
         *("--pad2square True", "--normalize_type clip", "--vision_select_layer -4"),
         *("--optim adafactor", "--deepspeed zero_stage3_offload.json", "--neftune_noise_alpha 5"),
         *("--report_to swanlab", "--new_flag 1", "--resume_from_checkpoint old/checkpoint-7"),
@@ -224,6 +225,13 @@ def test_what_has_no_counterpart_is_named(flag: str):
     found = migrate(f"torchrun internvl_chat_finetune.py {given} {flag}", "x")
     assert [entry.flag.shown for entry in found.of(Kind.MISSING)] == [name]
     assert f"NO COUNTERPART: {flag}: " in recipe_text(found).replace("\n# ", " ")
+
+
+def test_adapters_do_not_go_with_tiles_of_another_size():
+    flags = "--model_name_or_path m --use_llm_lora 4 --force_image_size 224"
+    found = migrate(f"torchrun internvl_chat_finetune.py --use_thumbnail True {flags}", "x")
+    assert [entry.flag.shown for entry in found.of(Kind.MISSING)] == ["--force_image_size"]
+    assert found.recipe.tile_size is None
 
 
 def test_a_yaml_file_of_llama_factory_finds_its_data(tmp_path: Path):

@@ -87,9 +87,7 @@ def data_rules(tool: str) -> dict[str, Rule]:
         "meta_path": data,
         "max_seq_length": where(_is_packed, nothing(PACKS_DECIDE), size),
         "conv_style": nothing("the checkpoint says its template"),
-        "force_image_size": expects(
-            ("448",), BY_CHECKPOINT, "tiles have the checkpoint's size, 448 in all releases"
-        ),
+        "force_image_size": _tile_size,
         "down_sample_ratio": expects(
             ("0.5",), BY_CHECKPOINT, "a tile is 256 tokens in all releases"
         ),
@@ -172,6 +170,15 @@ def _is_packed(flags: Flags) -> bool:
 
 def _tiles(flag: Flag, flags: Flags) -> Verdict:
     return translated(Setting("max_tiles", most_tiles(flags)))
+
+
+def _tile_size(flag: Flag, flags: Flags) -> Verdict:
+    """Adapters go with a base whose tiles stay as they are."""
+    if flag.whole() == 448:
+        return needless(BY_CHECKPOINT)
+    if max(flags.whole(f"use_{part}_lora", 0) for part in ("backbone", "llm")) > 0:
+        return missing("adapters learn for tiles of the checkpoint's size, 448 in all releases")
+    return translated(Setting("tile_size", flag.whole()))
 
 
 def _rank(key: str) -> Rule:

@@ -37,13 +37,19 @@ def strategies(recipe: Recipe) -> list[Strategy]:
     """From the most that can be trained to the least; the recipe's own first where it is another.
 
     Each takes of the recipe what goes with it: features of pictures are kept where the vision tower
-    is frozen, and adapters have one layout.
+    is frozen, and adapters have one layout and the base's size of tile.
     """
     plain = replace(recipe, lora=Lora(), quantize=None)
     lora = recipe.lora if recipe.lora.is_used else Lora(decoder_rank=RANK)
     frozen = recipe.freeze if recipe.lora.is_used else Freeze(vision=True, projector=True)
     adapted = replace(
-        recipe, lora=lora, freeze=frozen, quantize=None, from_scratch=False, layout="opengvlab"
+        recipe,
+        lora=lora,
+        freeze=frozen,
+        quantize=None,
+        from_scratch=False,
+        tile_size=None,
+        layout="opengvlab",
     )
     rank = max(lora.decoder_rank, lora.vision_rank)
     found = [
