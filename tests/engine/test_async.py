@@ -31,8 +31,8 @@ def test_concurrent_answers_equal_sequential_ones(make_engine, make_prompt):
 def test_concurrent_callers_share_steps(make_engine, make_prompt, monkeypatch):
     engine = make_engine()
     sizes = []
-    run = engine.runner.run
-    monkeypatch.setattr(engine.runner, "run", lambda s: (sizes.append(len(s.chunks)), run(s))[1])
+    run = engine.runner.begin
+    monkeypatch.setattr(engine.runner, "begin", lambda s: (sizes.append(len(s.chunks)), run(s))[1])
 
     async def ask_all():
         await asyncio.gather(*(tokens_of(engine, make_prompt([n]), ENDLESS) for n in range(4)))
@@ -51,9 +51,9 @@ def wait_until(condition, seconds: float = 5.0) -> None:
 def test_cancelling_frees_the_blocks(make_engine, make_prompt, monkeypatch):
     engine = make_engine()
     pool = engine.scheduler.cache.pool
-    run = engine.runner.run
+    run = engine.runner.begin
     # Slow steps, so that the answer is not complete before anybody has looked.
-    monkeypatch.setattr(engine.runner, "run", lambda step: (time.sleep(0.005), run(step))[1])
+    monkeypatch.setattr(engine.runner, "begin", lambda step: (time.sleep(0.005), run(step))[1])
 
     async def ask_and_cancel():
         task = asyncio.create_task(tokens_of(engine, make_prompt([1] * 50), ENDLESS))
@@ -89,7 +89,7 @@ def test_whatever_stops_a_step_reaches_the_callers_and_not_the_thread(
         raise KeyError("broken")
 
     with monkeypatch.context() as broken:
-        broken.setattr(engine.runner, "run", fail)
+        broken.setattr(engine.runner, "begin", fail)
         with pytest.raises(KeyError, match="broken"):
             asyncio.run(tokens_of(engine, make_prompt([1, 2])))
     assert len(asyncio.run(tokens_of(engine, make_prompt([1, 2])))) == 10
@@ -136,14 +136,14 @@ def test_a_fault_ends_the_requests_of_its_step_and_none_that_wait(
     make_engine, make_prompt, monkeypatch
 ):
     engine = make_engine(max_sequences=1)
-    run = engine.runner.run
+    run = engine.runner.begin
 
     def fail_for_first(step):
         if any(chunk.sequence.id == 0 for chunk in step.chunks):
             raise KeyError("broken")
         return run(step)
 
-    monkeypatch.setattr(engine.runner, "run", fail_for_first)
+    monkeypatch.setattr(engine.runner, "begin", fail_for_first)
     added = engine.add(make_prompt([5]), TEN)
 
     async def ask_both():
@@ -161,14 +161,14 @@ def test_a_synchronous_caller_does_not_get_the_error_of_another(
     make_engine, make_prompt, monkeypatch
 ):
     engine = make_engine(max_sequences=1)
-    run = engine.runner.run
+    run = engine.runner.begin
 
     def fail_for_first(step):
         if step.chunks[0].sequence.id == 0:
             raise KeyError("broken")
         return run(step)
 
-    monkeypatch.setattr(engine.runner, "run", fail_for_first)
+    monkeypatch.setattr(engine.runner, "begin", fail_for_first)
     engine.add(make_prompt([5]), TEN)
     assert engine.answer(make_prompt([1]), TEN).finish_reason == "length"
     with pytest.raises(KeyError, match="broken"):

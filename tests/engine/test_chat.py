@@ -72,9 +72,9 @@ def test_an_answer_that_closing_cut_off_is_not_remembered(make_engine, monkeypat
     engine = make_engine()
     chat = engine.chat(params=SamplingParams(max_tokens=300, ignore_eos=True))
     running = threading.Event()
-    run = engine.runner.run
+    run = engine.runner.begin
     monkeypatch.setattr(
-        engine.runner, "run", lambda step: (running.set(), time.sleep(0.005), run(step))[2]
+        engine.runner, "begin", lambda step: (running.set(), time.sleep(0.005), run(step))[2]
     )
     closing = threading.Thread(target=lambda: (running.wait(5), engine.close()))
     closing.start()

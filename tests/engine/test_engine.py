@@ -187,7 +187,7 @@ def test_a_failing_device_ends_the_requests_of_the_step_and_no_others(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as broken:
-        broken.setattr(engine.runner, "run", fail)
+        broken.setattr(engine.runner, "begin", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             engine.answer(make_prompt([1, 2]), TEN)
     assert engine.answer(make_prompt([1, 2]), TEN).finish_reason == "length"

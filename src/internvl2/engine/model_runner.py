@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from internvl2 import device as devices
-from internvl2.engine.sampler import RawLogprobs, SamplingBatch, sample
+from internvl2.engine.launched import LaunchedStep, nothing_sampled
+from internvl2.engine.sampler import SamplingBatch, sample
 from internvl2.engine.scheduler import Chunk, Step
-from internvl2.engine.sequence import Logprobs, Sequence, TokenLogprob
+from internvl2.engine.sequence import Sequence
 from internvl2.engine.vision_cache import VisionCache, overlapping
 from internvl2.family import parameters
 from internvl2.model.attention import DecodeSpan, PagedAttention, PrefillSpan
@@ -43,15 +44,6 @@ class RunnerOptions:
     """Visual tokens kept for pictures that may come again."""
     vision_tiles: int = 16
     """Most tiles that go through the vision tower together."""
-
-
-@dataclass(frozen=True, slots=True)
-class NextToken:
-    """What a step chose for one sequence."""
-
-    sequence: Sequence
-    token_id: int
-    logprobs: Logprobs | None
 
 
 @dataclass(frozen=True)
@@ -104,8 +96,8 @@ class ModelRunner:
         self._lengths = torch.ones(rows, dtype=torch.int64, device=self.device)
 
     @torch.inference_mode()
-    def run(self, step: Step) -> list[NextToken]:
-        """Computes a step and gives a token for every chunk that reaches its sequence's end."""
+    def begin(self, step: Step) -> LaunchedStep:
+        """Queues the work of a step and the copy of the tokens that it chooses."""
         sampling = [chunk.sequence for chunk in step.chunks if chunk.samples]
         batch = SamplingBatch.of(sampling, self.device)
         self._clear_begun_blocks(step.chunks)
@@ -115,14 +107,8 @@ class ModelRunner:
             if chunk.stop >= chunk.sequence.prompt_length:
                 self.vision.release(chunk.sequence.id)
         if not sampling:
-            return []
-        sampled = sample(logits, batch)
-        ids = sampled.ids.tolist()
-        reports = _reports(sampling, ids, sampled.logprobs)
-        return [
-            NextToken(sequence, token, report)
-            for sequence, token, report in zip(sampling, ids, reports, strict=True)
-        ]
+            return nothing_sampled()
+        return LaunchedStep.of(tuple(sampling), sample(logits, batch))
 
     def release(self, sequence: Sequence) -> None:
         """Forgets what is kept for a sequence that has ended."""
@@ -274,22 +260,3 @@ def _fill(buffer: Tensor, values: np.ndarray) -> Tensor:
 
 def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
-
-
-def _reports(
-    sequences: list[Sequence], ids: list[int], raw: RawLogprobs | None
-) -> list[Logprobs | None]:
-    if raw is None:
-        return [None] * len(sequences)
-    reported = zip(raw.chosen.tolist(), raw.top_ids.tolist(), raw.top_values.tolist(), strict=True)
-    reports: list[Logprobs | None] = []
-    for sequence, token in zip(sequences, ids, strict=True):
-        wanted = sequence.params.logprobs
-        if wanted is None:
-            reports.append(None)
-            continue
-        chosen, top_ids, top_values = next(reported)
-        top = zip(top_ids[:wanted], top_values[:wanted], strict=True)
-        alternatives = tuple(TokenLogprob(i, value) for i, value in top)
-        reports.append(Logprobs(TokenLogprob(token, chosen), alternatives))
-    return reports

@@ -8,7 +8,7 @@ import numpy as np
 
 from internvl2.config import InternVLConfig
 from internvl2.engine.answer_text import AnswerText
-from internvl2.engine.model_runner import NextToken
+from internvl2.engine.runner import NextToken
 from internvl2.engine.sequence import (
     Answer,
     FinishReason,

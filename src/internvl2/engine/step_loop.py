@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 
-from internvl2.engine.model_runner import ModelRunner
 from internvl2.engine.requests import Failure, Request
+from internvl2.engine.runner import Runner
 from internvl2.engine.scheduler import Scheduler
 from internvl2.engine.sequence import Output, Status
 from internvl2.engine.worker import Job, Worker
@@ -24,7 +24,7 @@ Inbox = SimpleQueue[Output | Failure]
 class StepLoop:
     """The scheduler, the runner, and every request between its arrival and its last output."""
 
-    def __init__(self, scheduler: Scheduler, runner: ModelRunner) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self._requests: dict[int, Request] = {}
@@ -158,7 +158,7 @@ class StepLoop:
         if not step.chunks:
             return
         try:
-            tokens = self.runner.run(step)
+            tokens = self.runner.begin(step).tokens()
         except Exception as error:
             # Whoever runs the step may be another caller, who must not get this error.
             self._end_with([self._requests[chunk.sequence.id] for chunk in step.chunks], error)
