@@ -2,8 +2,12 @@
 
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,3 +165,73 @@ def test_requests_are_read_only_when_they_are_wanted(tmp_path: Path):
     requests = read_requests(source, set(), MediaOptions(), lambda line, _: faults.append(line))
     next(requests)
     assert faults == []
+
+
+def test_numbers_of_engines_that_cannot_be_are_refused_early(
+    write: Write, generate: Callable[..., tuple[int, str]]
+):
+    code, said = generate(write(QUESTION), "--data-parallel", "0")
+    assert (code, "--data-parallel is 0" in said) == (2, True)
+    code, said = generate(write(QUESTION), "--data-parallel", "2", "--device", "cuda:1")
+    assert (code, "is one device" in said) == (2, True)
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one_engine_does(
+    write: Write, generate: Callable[..., tuple[int, str]]
+):
+    requests = [{"id": n, "question": "Tell me about " + "it " * n} for n in range(6)]
+    job = write(
+        *requests, {"image": "missing.png", **QUESTION}, {"image": str(PICTURE), **QUESTION}
+    )
+    assert generate(job, "--device", "cpu")[0] == 1
+    alone = {answer["line"]: answer for answer in job.answers()}
+    job.target.write_text(job.target.read_text().splitlines(keepends=True)[0])
+    code, said = generate(job, "--device", "cpu", "--data-parallel", "2")
+    assert code == 1
+    assert "missing.png" in said
+    assert "2 x cpu" in said
+    assert {answer["line"]: answer for answer in job.answers()} == alone
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_of_several_engines_leaves_no_process_and_goes_on(
+    write: Write, generate: Callable[..., tuple[int, str]]
+):
+    job = write(*({"question": "Hello " * n} for n in range(1, 61)))
+    paths = [str(job.source), str(job.target), "--model", str(MODEL)]
+    options = [
+        "--device",
+        "cpu",
+        "--data-parallel",
+        "2",
+        "--max-tokens",
+        "400",
+        "--min-tokens",
+        "399",
+    ]
+    command = [sys.executable, "-m", "internvl2", "generate", *paths, *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+        wait_until(lambda: job.target.exists() and len(job.answers()) > 0)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    wait_until(lambda: running_in(process.pid) == [])
+    before = len(job.answers())
+    assert before < 60
+    assert generate(job, "--device", "cpu")[0] == 0
+    assert len(job.answers()) == 60
+
+
+def running_in(session: int) -> list[str]:
+    """States of the processes of a session; those that nobody has taken leave of do not count."""
+    command = ["ps", "-s", str(session), "-o", "stat="]
+    listed = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    return [state for state in listed if not state.startswith("Z")]
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < ends
+        time.sleep(0.05)

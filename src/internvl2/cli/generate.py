@@ -11,14 +11,23 @@ from tyro.conf import Positional, arg
 
 from internvl2 import console
 from internvl2.checkpoint.hub import EMBEDDED
-from internvl2.cli.loading import load_engine, require_model
-from internvl2.cli.options import LoadOptions, MediaOptions, ModelName, SamplingOptions, as_typed
+from internvl2.cli.loading import load_engine, load_engines, require_model
+from internvl2.cli.options import (
+    LoadOptions,
+    MediaOptions,
+    ModelName,
+    SamplingOptions,
+    as_typed,
+    require_within,
+)
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from internvl2.cli.request_file import Request
     from internvl2.engine.batch import Answered
+    from internvl2.engine.data_parallel import DataParallel
+    from internvl2.engine.engine import Engine
     from internvl2.processing.conversation import Message
 
 
@@ -39,6 +48,8 @@ class Generate:
     """Directory, hub id (OpenGVLab/InternVL2-2B) or short name (internvl2-2b); nano is built in."""
     system: Annotated[str | None, as_typed("TEXT")] = None
     """Instructions before every conversation that has none of its own."""
+    data_parallel: Annotated[int, arg(metavar="N")] = 1
+    """Engines that share the requests: one a GPU, or N processes that share a CPU."""
     media: MediaOptions = field(default_factory=MediaOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -49,10 +60,8 @@ class Generate:
 
         self._check()
         done = resume(self.target)
-        loaded = load_engine(self.model, self.load, self.media)
-        loaded.introduce()
         with (
-            loaded.engine as engine,
+            self._open() as engine,
             self.target.open("a", encoding="utf-8") as file,
             console.progress(count_lines(self.source), "answering", unit="request") as bar,
         ):
@@ -64,8 +73,19 @@ class Generate:
             print(f"internvl2: {run.skipped} requests were skipped", file=sys.stderr)
         return 1 if run.skipped else 0
 
+    def _open(self) -> "Engine | DataParallel":
+        """What answers, its model named on standard error."""
+        if self.data_parallel == 1:
+            loaded = load_engine(self.model, self.load, self.media)
+            loaded.introduce()
+            return loaded.engine
+        several = load_engines(self.model, self.data_parallel, self.load, self.media)
+        several.introduce()
+        return several.engines
+
     def _check(self) -> None:
         require_model(self.model)
+        require_within("--data-parallel", self.data_parallel, 1)
         self.media.check()
         self.load.check()
         self.sampling.params()

@@ -4,7 +4,8 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ from internvl2.cli.options import LoadOptions, MediaOptions
 
 if TYPE_CHECKING:
     from internvl2.checkpoint.hub import Located
+    from internvl2.engine.data_parallel import DataParallel
     from internvl2.engine.engine import Engine
+    from internvl2.engine.engine_facts import EngineFacts
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,21 @@ class LoadedEngine:
 
     def introduce(self) -> None:
         """Names the model on standard error, once all is known to be well."""
-        from internvl2.family import parameters
-        from internvl2.model.low_bit import quantization_of
+        from internvl2.engine.engine_facts import EngineFacts
 
-        count = parameters(self.engine.model.config).total
-        size = f"{count / 1e9:.3g}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
-        weight = self.engine.model.decoder.embedding.weight
-        dtype = str(weight.dtype).removeprefix("torch.")
-        held = quantization_of(self.engine.model)
-        dtype += f" with a decoder in {held}" if held else ""
-        words = f"model: {self.origin}, {size} weights, {dtype}, {weight.device}"
-        print(words, file=sys.stderr, flush=True)
+        _introduce(self.origin, [EngineFacts.of(self.engine)])
+
+
+@dataclass(frozen=True)
+class LoadedEngines:
+    """Engines of one model that share the work."""
+
+    engines: "DataParallel"
+    origin: str
+
+    def introduce(self) -> None:
+        """Names the model and its devices on standard error."""
+        _introduce(self.origin, self.engines.facts)
 
 
 def load_engine(model: str, options: LoadOptions, media: MediaOptions) -> LoadedEngine:
@@ -57,6 +64,29 @@ def load_engine(model: str, options: LoadOptions, media: MediaOptions) -> Loaded
             pictures=media.picture_options(),
         )
     return LoadedEngine(engine, found.origin, time.perf_counter() - started)
+
+
+def load_engines(
+    model: str, count: int, options: LoadOptions, media: MediaOptions
+) -> LoadedEngines:
+    """Loads a model once for each of `count` engines, which are processes of their own."""
+    from internvl2.engine.data_parallel import DataParallel, replica_devices
+    from internvl2.engine.engine import EngineOptions
+
+    replica_devices(count, options.device)  # before anything is downloaded
+    name = require_model(model)
+    found = find_model(name, options.adapter, options.revision, offline=options.offline)
+    engines = DataParallel.load(
+        found.directory,
+        count=count,
+        adapter=found.adapter,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        options=EngineOptions(max_context=options.max_context),
+        pictures=media.picture_options(),
+    )
+    return LoadedEngines(engines, found.origin)
 
 
 def find_model(
@@ -82,6 +112,14 @@ def require_model(model: str) -> str:
         "weights), a hub id such as OpenGVLab/InternVL2-2B, or a short name: "
         f"{', '.join([EMBEDDED, *MEMBERS])}"
     )
+
+
+def _introduce(origin: str, facts: "Sequence[EngineFacts]") -> None:
+    devices = Counter(each.device for each in facts)
+    places = ", ".join(
+        device if count == 1 else f"{count} x {device}" for device, count in devices.items()
+    )
+    print(f"model: {origin}, {facts[0].describe()}, {places}", file=sys.stderr, flush=True)
 
 
 @contextmanager

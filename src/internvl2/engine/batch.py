@@ -85,7 +85,7 @@ class Batch:
             index, future = self._encoding.popleft()
             try:
                 sequence = self._work.submit(
-                    future.result(), self._params_of(index), self._inbox.put
+                    future.result(), params_of(index, self._params), self._inbox.put
                 )
             except (ValueError, OSError) as error:
                 yield Answered(index, None, error)
@@ -104,9 +104,11 @@ class Batch:
             del self._collectors[item.sequence_id]
             yield Answered(index, answer, None)
 
-    def _params_of(self, index: int) -> SamplingParams:
-        if isinstance(self._params, SamplingParams):
-            return self._params
-        if index >= len(self._params):
-            raise ValueError(f"there are {len(self._params)} params but more requests than that")
-        return self._params[index]
+
+def params_of(index: int, params: SamplingParams | Rows[SamplingParams]) -> SamplingParams:
+    """Those of one of many requests, where one record is for all or each has its own."""
+    if isinstance(params, SamplingParams):
+        return params
+    if index >= len(params):
+        raise ValueError(f"there are {len(params)} params but more requests than that")
+    return params[index]

@@ -185,6 +185,10 @@ class Engine:
         """Whether a further `step` could give something."""
         return self._loop.has_work
 
+    def start_thread(self) -> None:
+        """From now on a thread of the engine answers what is submitted."""
+        self._loop.start_thread()
+
     def abort(self, sequence_id: int) -> None:
         """Ends a request; its blocks are free when the running step is done."""
         self._loop.abort(sequence_id)
