@@ -4,6 +4,7 @@ Threads with pipes stand in for the processes, except in the slow tests.
 """
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from internvl2.engine import data_parallel
+from internvl2.engine.batch import Answered
 from internvl2.engine.data_parallel import DataParallel, Replica, replica_devices
 from internvl2.engine.engine import Engine
 from internvl2.engine.engine_facts import EngineFacts
@@ -73,12 +75,19 @@ def conversations(count: int) -> list[tuple[Message, ...]]:
     return [(Message.user(Text(f"What is {'x' * number}?")),) for number in range(count)]
 
 
+def tokens_of(ended: Iterable[Answered]) -> list[tuple[int, ...]]:
+    """The tokens of all answers, in the order of the requests."""
+    by_index = {each.index: each.answer for each in ended}
+    answers = [by_index[index] for index in range(len(by_index))]
+    return [answer.token_ids for answer in answers if answer is not None]
+
+
 def test_several_engines_answer_as_one_does(make_engine):
     asked = conversations(20)
     expected = [answer.token_ids for answer in make_engine().generate(asked, PARAMS)]
     with DataParallel([stand_in(answering, make_engine()) for _ in range(2)]) as engines:
-        ended = {each.index: each.answer for each in engines.answers(asked, PARAMS)}
-        assert [ended[index].token_ids for index in range(20)] == expected
+        ended = tokens_of(engines.answers(asked, PARAMS))
+        assert ended == expected
         again = list(engines.answers(asked[:3], PARAMS))
     assert sorted(each.index for each in again) == [0, 1, 2]
 
@@ -112,8 +121,8 @@ def test_the_requests_of_a_process_that_died_are_answered_by_another(make_engine
     asked = conversations(9)
     expected = [answer.token_ids for answer in make_engine().generate(asked, PARAMS)]
     with DataParallel([stand_in(dying, 2), stand_in(answering, make_engine())]) as engines:
-        ended = {each.index: each.answer for each in engines.answers(asked, PARAMS)}
-    assert [ended[index].token_ids for index in range(9)] == expected
+        ended = tokens_of(engines.answers(asked, PARAMS))
+    assert ended == expected
 
 
 def test_a_request_that_two_processes_died_with_is_reported(make_engine):
@@ -161,12 +170,10 @@ def test_a_killed_process_loses_no_request():
     with Engine.load(MODEL, device="cpu") as engine:
         expected = [answer.token_ids for answer in engine.generate(asked, params)]
     with DataParallel.load(MODEL, count=2, device="cpu") as engines:
-        ended = {}
-        for each in engines.answers(asked, params):
-            if not ended:
-                engines._replicas[0].process.kill()
-            ended[each.index] = each.answer.token_ids
-    assert [ended[index] for index in range(24)] == expected
+        running = engines.answers(asked, params)
+        first = next(running)
+        engines._replicas[0].process.kill()
+        assert tokens_of([first, *running]) == expected
 
 
 @pytest.mark.slow
