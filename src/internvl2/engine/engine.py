@@ -25,12 +25,12 @@ from internvl2.engine.chat import Chat
 from internvl2.engine.kv_cache import KVCache
 from internvl2.engine.memory import MemoryPlan, MemoryRequest, plan
 from internvl2.engine.model_runner import ModelRunner, RunnerOptions
+from internvl2.engine.prepared import prepare
 from internvl2.engine.requests import Failure, Mailbox, Request, check_prompt
 from internvl2.engine.scheduler import Scheduler
 from internvl2.engine.sequence import Answer, Output, SamplingParams, Sequence
 from internvl2.engine.step_loop import Inbox, StepLoop
 from internvl2.model.internvl import InternVL
-from internvl2.model.packed import can_pack, pack_linears
 from internvl2.processing.conversation import Conversation, Message
 from internvl2.processing.pixels import PictureOptions
 from internvl2.processing.processor import EncodeOptions, Processor
@@ -149,9 +149,7 @@ class Engine:
             adapter=located.adapter,
             quantize=quantize,
         )
-        if can_pack(place, number_format):
-            pack_linears(filled)
-        return cls(filled, processor, options)
+        return cls(prepare(filled), processor, options)
 
     def encode(
         self, request: Conversation | Prompt, options: EncodeOptions | None = None

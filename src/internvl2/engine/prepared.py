@@ -1,0 +1,12 @@
+"""A filled model as an engine wants it: its matrices in the order that its device reads fastest."""
+
+from internvl2.model.internvl import InternVL
+from internvl2.model.packed import can_pack, pack_linears
+
+
+def prepare(model: InternVL) -> InternVL:
+    """The model itself, changed in place; it can no longer be trained or saved."""
+    weight = model.decoder.embedding.weight
+    if can_pack(weight.device, weight.dtype):
+        pack_linears(model)
+    return model
