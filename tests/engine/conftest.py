@@ -99,10 +99,13 @@ def make_engine(tiny_models):
     """`make_engine("plain", max_sequences=2)` is an engine over a tiny model."""
     engines: list[Engine] = []
 
-    def make(kind: str = "plain", device="cpu", dtype=torch.float32, **options) -> Engine:
+    def make(
+        kind: str = "plain", device="cpu", dtype=torch.float32, recorder=None, **options
+    ) -> Engine:
         model = copy.deepcopy(tiny_models[kind]).to(device, dtype)
         options = {"cache_tokens": 1024, "max_context": 400} | options
-        engine = Engine(model, LetterProcessor(model.config), EngineOptions(**options))
+        processor = LetterProcessor(model.config)
+        engine = Engine(model, processor, EngineOptions(**options), recorder)
         engines.append(engine)
         return engine
 

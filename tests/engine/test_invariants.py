@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from internvl2.engine.graphs import CallAgain
 from internvl2.engine.sequence import SamplingParams
 from internvl2.model.attention import PackedAttention
 from internvl2.model.rotary import Positions
@@ -118,9 +119,10 @@ def test_preempted_equals_unpreempted(make_engine, alone, prompts, kind):
     assert_same(answers, alone(kind))
 
 
-def test_padded_steps_equal_unpadded(make_engine, alone, prompts):
-    engine = make_engine(pad_decodes=True, max_sequences=5)
-    assert_same(results(engine, prompts), alone("plain"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_steps_that_run_ahead_equal_single_ones(make_engine, alone, prompts, kind):
+    engine = make_engine(kind, recorder=CallAgain(), max_sequences=5)
+    assert_same(results(engine, prompts), alone(kind))
 
 
 def test_every_picture_is_encoded_once(make_engine, prompts):
@@ -163,11 +165,11 @@ def test_an_unseeded_request_varies(make_engine, prompts):
     assert len({answer.token_ids for answer in answers}) > 1
 
 
-@pytest.mark.parametrize(("budget", "pad_decodes"), [(3, True), (64, False)])
+@pytest.mark.parametrize(("budget", "recorder"), [(3, CallAgain()), (64, None)])
 def test_numbers_that_overflowed_in_a_freed_block_reach_nobody(
-    make_engine, alone, prompts, pad_decodes, budget
+    make_engine, alone, prompts, recorder, budget
 ):
-    engine = make_engine(max_sequences=3, max_batch_tokens=budget, pad_decodes=pad_decodes)
-    for cached in (engine.runner.keys, engine.runner.values):
+    engine = make_engine(max_sequences=3, max_batch_tokens=budget, recorder=recorder)
+    for cached in (engine.runner.cache.keys, engine.runner.cache.values):
         cached[:, : engine.plan.num_blocks] = torch.nan
     assert_same(results(engine, prompts), alone("plain"))

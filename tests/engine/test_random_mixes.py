@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.engine.engine import Engine, EngineOptions
+from internvl2.engine.graphs import CallAgain
 from internvl2.engine.sequence import SamplingParams
 from internvl2.model.internvl import random_model
 from internvl2.processing.processor import Processor
@@ -123,7 +124,6 @@ def options_of(rng):
         max_batch_tokens=most + rng.choice([0, 1, 9, 300]),
         vision_cache_bytes=rng.choice([0, 600, 10**6]),
         prefix_reuse=rng.random() < 0.8,
-        pad_decodes=rng.random() < 0.5,
     )
 
 
@@ -165,7 +165,8 @@ MORE = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 12)]
 def test_any_mix_equals_a_plain_forward_turn_after_turn(seed):
     rng = random.Random(seed)
     model = model_of(rng)
-    with Engine(model, Plain(model.config), options_of(rng)) as engine:
+    recorder = rng.choice([None, CallAgain()])
+    with Engine(model, Plain(model.config), options_of(rng), recorder) as engine:
         conversations = [turns_of(rng) for _ in range(rng.randint(2, 6))]
         for _ in range(2):
             ended = finish(rng, engine, conversations)

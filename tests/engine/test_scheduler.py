@@ -26,6 +26,7 @@ def make_scheduler(blocks: int = 16, context: int = 1000, sequences: int = 4, bu
 def play(scheduler: Scheduler) -> Step:
     """One step with a model that always writes its sequence's number."""
     step = scheduler.schedule()
+    scheduler.launch(step)
     for chunk in step.chunks:
         samples = chunk.samples
         scheduler.complete(chunk)

@@ -60,7 +60,9 @@ def load_engine(model: str, options: LoadOptions, media: MediaOptions) -> Loaded
             device=options.device,
             dtype=options.dtype,
             quantize=options.quantize,
-            options=EngineOptions(max_context=options.max_context),
+            options=EngineOptions(
+                max_context=options.max_context, graphs=False if options.no_graphs else None
+            ),
             pictures=media.picture_options(),
         )
     return LoadedEngine(engine, found.origin, time.perf_counter() - started)

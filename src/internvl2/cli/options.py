@@ -62,6 +62,8 @@ class LoadOptions:
     """Use only what was downloaded before."""
     max_context: Annotated[int | None, arg(metavar="TOKENS")] = None
     """Most tokens of prompt and answer together; less takes less memory."""
+    no_graphs: bool = False
+    """Launches every kernel by itself on an NVIDIA GPU, instead of CUDA graphs; slower."""
 
     def check(self) -> None:
         """Refuses a context without room."""

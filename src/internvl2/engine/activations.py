@@ -9,9 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from internvl2.config import InternVLConfig
+from internvl2.engine.batch_sizes import MOST_PADDING
 
 SAMPLING_BYTES = 64
 """Per row and token of the vocabulary: logits, penalties, sorted values, noise."""
+RECORDING_BYTES = 16 * 2**20
+"""What a CUDA graph of some hundred kernels keeps for itself; an estimate from above."""
+WORKSPACE_BYTES = 64 * 2**20
+"""What libraries keep for products on the stream that graphs are recorded on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,8 @@ class StepSizes:
     vision_tiles: int
     context: int
     """Tokens of the longest sequence."""
+    recordings: int = 0
+    """CUDA graphs that steps of written tokens may be recorded as."""
 
 
 def step_bytes(
@@ -32,7 +39,8 @@ def step_bytes(
     features = _feature_bytes(config, dtype, sizes)
     tower = _tower_bytes(config, dtype) * sizes.vision_tiles
     # Encoded pictures exist twice while they are taken apart.
-    return features + max(tower, features, _decoder_bytes(config, dtype, device, sizes))
+    steps = features + max(tower, features, _decoder_bytes(config, dtype, device, sizes))
+    return steps + (_recorded_bytes(config, dtype, sizes) if sizes.recordings else 0)
 
 
 def _feature_bytes(config: InternVLConfig, dtype: torch.dtype, sizes: StepSizes) -> int:
@@ -58,12 +66,28 @@ def _tower_bytes(config: InternVLConfig, dtype: torch.dtype) -> int:
 def _decoder_bytes(
     config: InternVLConfig, dtype: torch.dtype, device: torch.device, sizes: StepSizes
 ) -> int:
-    decoder = config.decoder
-    width = 4 * decoder.hidden_size + 4 * decoder.num_heads * decoder.head_dim
-    token = (width + 3 * decoder.intermediate_size) * dtype.itemsize
     mask = 0
     if not (device.type == "cuda" and dtype.itemsize == 2):
         # Who sees whom, made and turned round as truth values, then added as numbers.
         mask = sizes.batch_tokens * sizes.context * (2 + dtype.itemsize)
-    sampling = SAMPLING_BYTES * decoder.vocab_size * sizes.sequences
-    return token * sizes.batch_tokens + mask + sampling
+    sampling = SAMPLING_BYTES * config.decoder.vocab_size * sizes.sequences
+    return _token_bytes(config, dtype) * sizes.batch_tokens + mask + sampling
+
+
+def _recorded_bytes(config: InternVLConfig, dtype: torch.dtype, sizes: StepSizes) -> int:
+    """Memory that recorded steps keep between them, since their addresses must not change.
+
+    The batches of all sizes share one pool, in which pieces of different sizes leave gaps.
+    """
+    logits = config.decoder.vocab_size * (dtype.itemsize + 2 * torch.float32.itemsize)
+    tables = sizes.context * torch.int64.itemsize
+    rows = sizes.sequences + MOST_PADDING
+    batches = rows * (2 * (_token_bytes(config, dtype) + logits) + tables)
+    return batches + sizes.recordings * RECORDING_BYTES + WORKSPACE_BYTES
+
+
+def _token_bytes(config: InternVLConfig, dtype: torch.dtype) -> int:
+    """A token on its way through a layer."""
+    decoder = config.decoder
+    width = 4 * decoder.hidden_size + 4 * decoder.num_heads * decoder.head_dim
+    return (width + 3 * decoder.intermediate_size) * dtype.itemsize

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+import torch
+
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.hub import EMBEDDED, locate
@@ -22,6 +24,7 @@ from internvl2.checkpoint.store import choose_quantization, load_model
 from internvl2.engine.answer_text import AnswerText
 from internvl2.engine.batch import Answered, Batch, Work
 from internvl2.engine.chat import Chat
+from internvl2.engine.graphs import CudaRecorder, Recorder
 from internvl2.engine.kv_cache import KVCache
 from internvl2.engine.memory import MemoryPlan, MemoryRequest, plan
 from internvl2.engine.model_runner import ModelRunner, RunnerOptions
@@ -62,21 +65,26 @@ class EngineOptions:
     """Tiles kept, in the host's memory, for pictures whose bytes may come again; 0 keeps none."""
     vision_tiles: int | None = None
     """Most tiles in one run of the vision tower; None takes 32, or 4 on a CPU."""
-    pad_decodes: bool | None = None
-    """Whether steps are padded to few batch sizes; None does so on a GPU."""
+    graphs: bool | None = None
+    """Whether steps of written tokens are recorded as CUDA graphs; None does so on a GPU."""
 
 
 class Engine:
     """One model, its cache, and everybody who asks it."""
 
     def __init__(
-        self, model: InternVL, processor: Processor, options: EngineOptions | None = None
+        self,
+        model: InternVL,
+        processor: Processor,
+        options: EngineOptions | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
+        """An engine for a model that is in place; `recorder` is for devices without CUDA graphs."""
         options = options or EngineOptions()
         self.model = model.eval()
         self.processor = processor
         weight = model.decoder.embedding.weight
-        request = _memory_request(options, weight.device.type == "cpu")
+        request = _memory_request(options, weight.device)
         self.plan: MemoryPlan = plan(
             model.config,
             weight.dtype,
@@ -95,17 +103,17 @@ class Engine:
             max_sequences=request.max_sequences,
             max_batch_tokens=request.max_batch_tokens,
         )
-        pad = weight.device.type == "cuda" if options.pad_decodes is None else options.pad_decodes
         runner_options = RunnerOptions(
             num_blocks=self.plan.num_blocks,
             block_size=options.block_size,
             max_sequences=request.max_sequences,
             longest=self.scheduler.longest,
-            pad_decodes=pad,
             vision_bytes=options.vision_cache_bytes,
             vision_tiles=request.vision_tiles,
         )
-        self.runner = ModelRunner(model, runner_options)
+        if request.records:
+            recorder = CudaRecorder(weight.device)
+        self.runner = ModelRunner(model, runner_options, recorder)
         self._loop = StepLoop(self.scheduler, self.runner)
         self._ids = itertools.count()
         self._leading_ids = _leading_ids(processor)
@@ -135,7 +143,7 @@ class Engine:
         place = devices.pick(device)
         number_format = devices.choose_dtype(place, config.dtype, dtype)
         held = choose_quantization(directory, quantize, place, number_format, located.adapter)
-        request = _memory_request(options, place.type == "cpu")
+        request = _memory_request(options, place)
         free = devices.free_memory(place)
         plan(config, number_format, place, free, request, quantization=held)
         tile_cache = TileCache(options.tile_cache_bytes)
@@ -336,7 +344,8 @@ class Engine:
             self.abort(sequence.id)
 
 
-def _memory_request(options: EngineOptions, is_cpu: bool) -> MemoryRequest:
+def _memory_request(options: EngineOptions, device: torch.device) -> MemoryRequest:
+    is_cpu = device.type == "cpu"
     return MemoryRequest(
         max_sequences=_or_usual(options.max_sequences, 8 if is_cpu else 64),
         max_batch_tokens=_or_usual(options.max_batch_tokens, 2048 if is_cpu else 8192),
@@ -346,7 +355,15 @@ def _memory_request(options: EngineOptions, is_cpu: bool) -> MemoryRequest:
         max_context=options.max_context,
         cache_tokens=options.cache_tokens,
         memory_share=options.memory_share,
+        records=_records(options, device),
     )
+
+
+def _records(options: EngineOptions, device: torch.device) -> bool:
+    """Whether CUDA graphs are recorded, or ValueError where they are wanted and cannot be."""
+    if options.graphs and device.type != "cuda":
+        raise ValueError(f"graphs need a CUDA device; this engine is on {device}")
+    return device.type == "cuda" if options.graphs is None else options.graphs
 
 
 def _check_conversation(request: object) -> None:

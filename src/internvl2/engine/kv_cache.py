@@ -9,6 +9,7 @@ Blocks that nobody uses stay known until they are needed, the least recently use
 import hashlib
 from array import array
 from collections import OrderedDict
+from collections.abc import Sequence as Rows
 
 from internvl2.config import RotaryConfig
 from internvl2.engine.sequence import Sequence
@@ -112,10 +113,16 @@ class KVCache:
 
     def extend(self, sequence: Sequence) -> bool:
         """Makes sure that the newest token has a block, or says no."""
-        missing = self.blocks_for(len(sequence.token_ids)) - len(sequence.blocks)
-        if missing > self.pool.num_free:
+        return self.extend_all([sequence], 0)
+
+    def extend_all(self, sequences: Rows[Sequence], num_unread: int) -> bool:
+        """Makes sure that all tokens and so many more have blocks, or says no for all of them."""
+        needed = (self.blocks_for(len(s.token_ids) + num_unread) for s in sequences)
+        missing = [max(0, n - len(s.blocks)) for s, n in zip(sequences, needed, strict=True)]
+        if sum(missing) > self.pool.num_free:
             return False
-        sequence.blocks.extend(self.pool.take() for _ in range(missing))
+        for sequence, count in zip(sequences, missing, strict=True):
+            sequence.blocks.extend(self.pool.take() for _ in range(count))
         return True
 
     def commit(self, sequence: Sequence) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from internvl2.config import InternVLConfig, Quantization
 from internvl2.engine.activations import StepSizes, step_bytes
+from internvl2.engine.batch_sizes import sizes_up_to
 from internvl2.model.internvl import InternVL
 from internvl2.model.low_bit import quantize_for_answers, stored_bytes
 
@@ -39,6 +40,8 @@ class MemoryRequest:
     cache_tokens: int | None = None
     memory_share: float = 0.9
     """How much of an accelerator's free memory may be used."""
+    records: bool = False
+    """Whether steps of written tokens are recorded as CUDA graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +142,14 @@ class _Needs:
     def activations(self, context: int) -> int:
         """Bytes that are neither weights nor keys and values, for sequences so long."""
         request = self.request
+        # Each size both with its tokens chosen inside and behind it.
+        recordings = 2 * len(sizes_up_to(request.max_sequences)) if request.records else 0
         sizes = StepSizes(
-            request.max_batch_tokens, request.max_sequences, request.vision_tiles, context
+            request.max_batch_tokens,
+            request.max_sequences,
+            request.vision_tiles,
+            context,
+            recordings,
         )
         steps = step_bytes(self.config, self.dtype, self.device, sizes)
         return steps + request.vision_cache_bytes

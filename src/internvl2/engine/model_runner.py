@@ -1,8 +1,7 @@
 """A scheduled step becomes tensors, runs through the model, and comes back as tokens.
 
-The runner owns the cache tensors. A step of written tokens only is padded to a batch bucket and
-lives in buffers at fixed addresses, with lengths and block tables on the device; the host waits
-once, for the sampled ids. The last block of the cache is scratch that padding writes to.
+The runner owns the cache tensors. With a recorder, steps of written tokens alone are recorded work
+(`decoding`); prompts, and everything without a recorder, are computed call by call.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from internvl2 import device as devices
+from internvl2.engine.decoding import Decoding
+from internvl2.engine.graphs import Graphs, Recorder
+from internvl2.engine.kv_tensors import KVTensors
 from internvl2.engine.launched import LaunchedStep, nothing_sampled
 from internvl2.engine.sampler import SamplingBatch, sample
 from internvl2.engine.scheduler import Chunk, Step
@@ -38,8 +40,6 @@ class RunnerOptions:
     max_sequences: int = 8
     longest: int = 4096
     """Most tokens of one sequence."""
-    pad_decodes: bool = False
-    """Pads steps of written tokens to a power of two, the few shapes that CUDA graphs need."""
     vision_bytes: int = 256 * 2**20
     """Visual tokens kept for pictures that may come again."""
     vision_tiles: int = 16
@@ -69,38 +69,44 @@ class _Stream:
 class ModelRunner:
     """Runs steps of the scheduler on one device."""
 
-    def __init__(self, model: InternVL, options: RunnerOptions) -> None:
+    def __init__(
+        self, model: InternVL, options: RunnerOptions, recorder: Recorder | None = None
+    ) -> None:
         weight = model.decoder.embedding.weight
         self.model = model
         self.options = options
         self.device = weight.device
-        decoder = model.config.decoder
-        shape = (
-            decoder.num_layers,
-            options.num_blocks + 1,
-            options.block_size,
-            decoder.num_kv_heads,
-            decoder.head_dim,
+        # A share of a model holds some of its heads.
+        self.cache = KVTensors(
+            model.decoder.config, options.num_blocks, options.block_size, weight.dtype, self.device
         )
-        self.keys = torch.zeros(shape, dtype=weight.dtype, device=self.device)
-        self.values = torch.zeros_like(self.keys)
         self.vision = VisionCache(
             model, self.device, max_bytes=options.vision_bytes, max_tiles=options.vision_tiles
         )
         self._weights = parameters(model.config).decoder
-        self._scratch_slot = options.num_blocks * options.block_size
-        rows = self._bucket(options.max_sequences)
-        blocks = -(-options.longest // options.block_size)
-        self._numbers = torch.zeros(4, rows, dtype=torch.int64, device=self.device)
-        self._tables = torch.zeros(rows, blocks, dtype=torch.int64, device=self.device)
-        self._lengths = torch.ones(rows, dtype=torch.int64, device=self.device)
+        self._decoding: Decoding | None = None
+        if recorder is not None:
+            self._decoding = Decoding(
+                model,
+                self.cache,
+                Graphs(recorder),
+                max_sequences=options.max_sequences,
+                longest=options.longest,
+            )
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the tokens that a step chooses stay where the next one reads them."""
+        return self._decoding is not None
 
     @torch.inference_mode()
     def begin(self, step: Step) -> LaunchedStep:
         """Queues the work of a step and the copy of the tokens that it chooses."""
+        if self._decoding is not None and not step.prefills:
+            return self._decoding.begin(step)
         sampling = [chunk.sequence for chunk in step.chunks if chunk.samples]
         batch = SamplingBatch.of(sampling, self.device)
-        self._clear_begun_blocks(step.chunks)
+        self.cache.clear_begun(step.chunks)
         with self._threads(step):
             logits = self._prompts(step) if step.prefills else self._decodes(step.decodes)
         for chunk in step.prefills:
@@ -118,55 +124,26 @@ class ModelRunner:
         is_small = not step.prefills and step.num_tokens * self._weights < SMALL_STEP
         return devices.threads(1) if is_small and self.device.type == "cpu" else nullcontext()
 
-    def _clear_begun_blocks(self, chunks: tuple[Chunk, ...]) -> None:
-        """Empties the blocks that this step begins and does not fill.
-
-        Attention multiplies what lies behind a sequence's end by 0, which leaves what an earlier
-        sequence wrote there without effect unless that has overflowed.
-        """
-        size = self.options.block_size
-        lasts = [(chunk, chunk.stop // size) for chunk in chunks if chunk.stop % size]
-        begun = [c.sequence.blocks[last] for c, last in lasts if last * size >= c.start]
-        if begun:
-            blocks = self._upload(np.array(begun, np.int64))
-            self.keys.index_fill_(1, blocks, 0.0)
-            self.values.index_fill_(1, blocks, 0.0)
-
     def _decodes(self, decodes: tuple[Chunk, ...]) -> Float[Tensor, "rows vocab"]:
-        """A step of written tokens alone, in the fixed buffers."""
-        rows = self._bucket(len(decodes))
-        padding = rows - len(decodes)
-        numbers = np.pad(self._numbers_of(decodes), ((0, 0), (0, padding)))
-        numbers[3, len(decodes) :] = self._scratch_slot
-        tables = self._tables_of(decodes, rows)
-        lengths = np.ones(rows, np.int64)
-        lengths[: len(decodes)] = [chunk.stop for chunk in decodes]
-        stream = _Stream(_fill(self._numbers[:, :rows], numbers))
-        attend = PagedAttention(
-            self.keys,
-            self.values,
-            stream.slots,
-            decodes=DecodeSpan(
-                0,
-                _fill(self._tables[:rows, : tables.shape[1]], tables),
-                _fill(self._lengths[:rows], lengths),
-                tuple(lengths.tolist()),
-            ),
-        )
+        """A step of written tokens alone."""
+        stream = _Stream(self._upload(self._numbers_of(decodes)))
+        span = self._decode_span(decodes, 0)
+        attend = PagedAttention(self.cache.keys, self.cache.values, stream.slots, decodes=span)
         x = self.model.embed(stream.tokens)
         hidden = self.model.decoder(x, stream.positions, attend)
-        return self.model.logits(hidden)[: len(decodes)]
+        return self.model.logits(hidden)
 
     def _prompts(self, step: Step) -> Float[Tensor, "rows vocab"]:
         """A step with chunks of prompts, and written tokens behind them."""
         self.vision.prepare(step.prefills)
         stream = _Stream(self._upload(self._numbers_of(step.chunks)))
+        num_read = sum(chunk.stop - chunk.start for chunk in step.prefills)
         attend = PagedAttention(
-            self.keys,
-            self.values,
+            self.cache.keys,
+            self.cache.values,
             stream.slots,
             self._prefill_spans(step.prefills),
-            self._decode_span(step),
+            self._decode_span(step.decodes, num_read) if step.decodes else None,
         )
         x = self._embed(stream.tokens, step.prefills)
         hidden = self.model.decoder(x, stream.positions, attend)
@@ -207,12 +184,9 @@ class ModelRunner:
             first = last
         return tuple(spans)
 
-    def _decode_span(self, step: Step) -> DecodeSpan | None:
-        if not step.decodes:
-            return None
-        tables = self._tables_of(step.decodes, len(step.decodes))
-        lengths = np.array([chunk.stop for chunk in step.decodes], np.int64)
-        first = sum(chunk.stop - chunk.start for chunk in step.prefills)
+    def _decode_span(self, decodes: tuple[Chunk, ...], first: int) -> DecodeSpan:
+        tables = self._tables_of(decodes)
+        lengths = np.array([chunk.stop for chunk in decodes], np.int64)
         on_device = self._upload(tables), self._upload(lengths)
         return DecodeSpan(first, *on_device, tuple(lengths.tolist()))
 
@@ -233,30 +207,14 @@ class ModelRunner:
             first += len(index)
         return numbers
 
-    def _tables_of(self, decodes: tuple[Chunk, ...], rows: int) -> Int[np.ndarray, "rows blocks"]:
+    def _tables_of(self, decodes: tuple[Chunk, ...]) -> Int[np.ndarray, "rows blocks"]:
         width = max(len(chunk.sequence.blocks) for chunk in decodes)
-        if self.options.pad_decodes:
-            width = min(_power_of_two(width), self._tables.shape[1])
-        tables = np.zeros((rows, width), np.int64)
+        tables = np.zeros((len(decodes), width), np.int64)
         for row, chunk in enumerate(decodes):
             # Unused entries repeat a block of the sequence itself: others' may have overflowed.
             tables[row] = chunk.sequence.blocks[0]
             tables[row, : len(chunk.sequence.blocks)] = chunk.sequence.blocks
         return tables
 
-    def _bucket(self, rows: int) -> int:
-        return _power_of_two(rows) if self.options.pad_decodes else rows
-
     def _upload(self, values: np.ndarray) -> Tensor:
         return devices.upload(torch.from_numpy(values), self.device)
-
-
-def _fill(buffer: Tensor, values: np.ndarray) -> Tensor:
-    source = torch.from_numpy(values)
-    if devices.copies_by_itself(buffer.device):
-        source = source.pin_memory()
-    return buffer.copy_(source, non_blocking=True)
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()

@@ -32,6 +32,11 @@ class Launched(Protocol):
 class Runner(Protocol):
     """Computes the scheduler's steps, one after the other."""
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step that `follows` may begin before the tokens of the one before are read."""
+        ...
+
     def begin(self, step: Step) -> Launched:
         """Queues the work of a step, and waits for none of it where the device can do that."""
         ...

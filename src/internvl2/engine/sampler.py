@@ -71,13 +71,19 @@ class SamplingBatch:
     """Most alternatives that any row asks for."""
 
     @classmethod
-    def of(cls, sequences: Rows[Sequence], device: torch.device) -> "SamplingBatch":
-        """The wishes of these sequences for their next token."""
+    def of(
+        cls, sequences: Rows[Sequence], device: torch.device, num_unread: int = 0
+    ) -> "SamplingBatch":
+        """The wishes of these sequences for their next token.
+
+        So many more tokens are written than the sequences know yet; none of these then
+        `uses_history`.
+        """
         reporting = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
         return cls(
             _penalties(sequences, device),
-            _bans(sequences, device),
-            _randomness(sequences, device),
+            _bans(sequences, device, num_unread),
+            _randomness(sequences, device, num_unread),
             upload(torch.tensor(reporting), device) if reporting else None,
             max((sequences[i].params.logprobs or 0 for i in reporting), default=0),
         )
@@ -147,29 +153,32 @@ def _penalties(sequences: Rows[Sequence], device: torch.device) -> Penalties | N
     )
 
 
-def _bans(sequences: Rows[Sequence], device: torch.device) -> Tensor | None:
+def _bans(sequences: Rows[Sequence], device: torch.device, num_unread: int) -> Tensor | None:
     pairs = [
         (row, token)
         for row, s in enumerate(sequences)
-        if s.num_generated < s.params.min_tokens and not s.params.ignore_eos
+        if s.num_generated + num_unread < s.params.min_tokens and not s.params.ignore_eos
         for token in sorted(s.stop_token_ids)
     ]
     return upload(torch.tensor(pairs), device).T if pairs else None
 
 
-def _randomness(sequences: Rows[Sequence], device: torch.device) -> Randomness | None:
+def _randomness(
+    sequences: Rows[Sequence], device: torch.device, num_unread: int
+) -> Randomness | None:
     rows = [i for i, s in enumerate(sequences) if s.params.temperature > 0]
     if not rows:
         return None
     some = [sequences[i] for i in rows]
     params = [s.params for s in some]
+    keys = [_noise_key(s.seed, s.num_generated + num_unread) for s in some]
     return Randomness(
         upload(torch.tensor(rows), device),
         upload(torch.tensor([float(p.temperature) for p in params]), device),
         upload(torch.tensor([min(p.top_k, UNLIMITED) for p in params]), device),
         upload(torch.tensor([float(p.top_p) for p in params]), device),
         upload(torch.tensor([float(p.min_p) for p in params]).log(), device),
-        upload(torch.tensor([_noise_key(s.seed, s.num_generated) for s in some]), device),
+        upload(torch.tensor(keys), device),
         any(p.top_k > 0 or p.top_p < 1 for p in params),
     )
 

@@ -4,6 +4,9 @@ First come, first served. Every step first gives each writing sequence its one t
 rest of the token budget into chunks of prompts, oldest first. A sequence gets the blocks of all its
 tokens when it starts. When a writing sequence finds no block, the youngest running one gives its
 blocks back and waits at the front to be computed again: the oldest always makes progress.
+
+A step may be launched before the tokens of the one before are known (`follow`). What a sequence
+has while a step writes to it stays its own until that step is done, also when it has ended.
 """
 
 from collections import deque
@@ -24,7 +27,7 @@ class Chunk:
     @property
     def samples(self) -> bool:
         """Whether the chunk ends with the newest token, so that the next one is chosen."""
-        return self.stop == len(self.sequence.token_ids)
+        return self.stop >= len(self.sequence.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,9 @@ class Step:
     decodes: tuple[Chunk, ...]
     preempted: tuple[Sequence, ...] = ()
     """Those that gave their blocks back for it; what else is kept for them can go too."""
+    follows: bool = False
+    """Whether its tokens are those that the step before chooses, unread by the host: all decodes,
+    of sequences that all wrote in that step, in the same order."""
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
@@ -67,6 +73,8 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._refused: Sequence | None = None
+        """The first in the queue, where it finds no room until blocks come back."""
 
     @property
     def has_work(self) -> bool:
@@ -117,22 +125,57 @@ class Scheduler:
             budget -= chunk.stop - chunk.start
         return Step(tuple(prefills), tuple(decodes), tuple(preempted))
 
+    def follow(self, step: Step) -> Step | None:
+        """The step behind one of written tokens, launched and not yet completed.
+
+        None where the tokens must be known first: something else could run, one of them decides
+        how the next is chosen, or there are no blocks. Who writes the last token leaves out.
+        """
+        writing = [c.sequence for c in step.decodes if c.sequence.status is Status.RUNNING]
+        if step.prefills or len(writing) < len(self.running) or self._may_admit():
+            return None
+        if any(sequence.params.uses_history for sequence in writing):
+            return None
+        going_on = [s for s in writing if len(s.token_ids) + 1 < s.limit]
+        if not going_on or not self.cache.extend_all(going_on, 1):
+            return None
+        newest = [(sequence, len(sequence.token_ids)) for sequence in going_on]
+        return Step((), tuple(Chunk(s, index, index + 1) for s, index in newest), follows=True)
+
+    def launch(self, step: Step) -> None:
+        """Notes that a step is on its way; every chunk of it must be completed."""
+        for chunk in step.chunks:
+            chunk.sequence.num_in_flight += 1
+
     def complete(self, chunk: Chunk) -> None:
-        """Notes that a chunk is in the cache; call it before the next token is appended."""
-        chunk.sequence.num_computed = chunk.stop
-        self.cache.commit(chunk.sequence)
+        """Notes that a launched chunk is in the cache; call it before its token is appended."""
+        sequence = chunk.sequence
+        sequence.num_in_flight -= 1
+        if sequence.status is Status.FINISHED:
+            self._free(sequence)
+            return
+        sequence.num_computed = chunk.stop
+        self.cache.commit(sequence)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Ends a sequence, wherever it is, and frees its blocks; a second time changes nothing."""
+        """Ends a sequence, wherever it is; a second time changes nothing.
+
+        Its blocks are free as soon as no step on its way writes to them.
+        """
         if sequence.status is Status.FINISHED:
             return
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
-        self.cache.free(sequence)
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
+        self._free(sequence)
+
+    def _free(self, sequence: Sequence) -> None:
+        self._refused = None
+        if not sequence.num_in_flight:
+            self.cache.free(sequence)
 
     def _schedule_decodes(self, preempted: list[Sequence]) -> list[Chunk]:
         decodes: list[Chunk] = []
@@ -153,17 +196,23 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
+        assert not sequence.num_in_flight, f"sequence {sequence.id} is still written to"
         self.running.remove(sequence)
-        self.cache.free(sequence)
+        self._free(sequence)
         sequence.status = Status.WAITING
         sequence.num_preemptions += 1
         self.waiting.appendleft(sequence)
+
+    def _may_admit(self) -> bool:
+        has_place = bool(self.waiting) and len(self.running) < self.max_sequences
+        return has_place and self.waiting[0] is not self._refused
 
     def _admit_next(self) -> bool:
         if not self.waiting or len(self.running) >= self.max_sequences:
             return False
         sequence = self.waiting[0]
         if not self.cache.admit(sequence, headroom=len(self.running)):
+            self._refused = sequence
             return False
         self.waiting.popleft()
         self.running.append(sequence)

@@ -80,6 +80,15 @@ class SamplingParams:
                 raise ValueError(f"stop_token_ids has {token!r}; ids are whole numbers from 0 on")
 
     @property
+    def takes_most_probable(self) -> bool:
+        """Whether every token is the most probable one as the model sees it, and no more is said.
+
+        A ban of stop tokens makes others the most probable.
+        """
+        is_plain = self.temperature == 0 and not self.uses_history
+        return is_plain and self.logprobs is None and (self.min_tokens == 0 or self.ignore_eos)
+
+    @property
     def uses_history(self) -> bool:
         """Whether the choice of a token depends on the tokens written before, beside the logits."""
         return self.has_penalty or self.no_repeat_ngram_size > 0
@@ -199,6 +208,8 @@ class Sequence:
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
+    num_in_flight: int = 0
+    """Launched steps that are not completed: they write to the blocks."""
 
     def __post_init__(self) -> None:
         if not self.prompt.token_ids:

@@ -3,22 +3,48 @@
 Whoever waits for an output runs the next step; with asynchronous callers a thread of the engine
 does. New and aborted requests wait in a queue for the end of the running step, so that nobody waits
 for a step just to ask, and then share the next one.
+
+Where the runner can do that, the next step of the same answers is launched before the tokens of
+this one are read: what the host does then costs the device no time. An answer that turns out to
+have ended has one token too many on its way, which is dropped.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 from internvl2.engine.requests import Failure, Request
-from internvl2.engine.runner import Runner
-from internvl2.engine.scheduler import Scheduler
+from internvl2.engine.runner import Launched, NextToken, Runner
+from internvl2.engine.scheduler import Scheduler, Step
 from internvl2.engine.sequence import Output, Status
 from internvl2.engine.worker import Job, Worker
 
 Inbox = SimpleQueue[Output | Failure]
 """Where one caller's outputs arrive."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A step between its launch and the reading of its tokens."""
+
+    step: Step
+    launched: Launched
+    is_last: bool = False
+    """Whether nothing is launched behind it any more before its tokens are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """A step that could not be launched."""
+
+    error: Exception
+
+    def tokens(self) -> list[NextToken]:
+        """Raises what went wrong, when its turn has come."""
+        raise self.error
 
 
 class StepLoop:
@@ -28,6 +54,7 @@ class StepLoop:
         self.scheduler = scheduler
         self.runner = runner
         self._requests: dict[int, Request] = {}
+        self._flights: deque[_Flight] = deque()
         self._commands: deque[Callable[[], None]] = deque()
         self._stepping = threading.Lock()
         self._starting = threading.Lock()
@@ -94,6 +121,7 @@ class StepLoop:
         with self._turn():
             for sequence_id in list(self._requests):
                 self._abort(sequence_id)
+            self._land()
         self._settle()
 
     def _require_open(self) -> None:
@@ -124,6 +152,7 @@ class StepLoop:
     def _apply(self) -> None:
         while self._commands:
             self._commands.popleft()()
+        self._land()
 
     def _start(self, request: Request) -> None:
         if self._is_closed:
@@ -151,31 +180,68 @@ class StepLoop:
             self._advance()
 
     def _advance(self) -> None:
-        """One step; whatever stops the model ends the requests of this step, and no others."""
-        step = self.scheduler.schedule()
-        for sequence in step.preempted:
-            self.runner.release(sequence)
-        if not step.chunks:
-            return
+        """One step, to the delivery of its tokens."""
+        if not self._flights:
+            step = self.scheduler.schedule()
+            for sequence in step.preempted:
+                self.runner.release(sequence)
+            if not step.chunks:
+                return
+            self._launch(step)
+        flight = self._flights[0]
+        if self.runner.runs_ahead and not flight.is_last:
+            flight.is_last = True
+            following = self.scheduler.follow(flight.step)
+            if following is not None:
+                self._launch(following)
+        self._collect(flight)
+        self._land()
+
+    def _launch(self, step: Step) -> None:
+        launched: Launched
         try:
-            tokens = self.runner.begin(step).tokens()
+            launched = self.runner.begin(step)
+        except Exception as error:
+            launched = _Broken(error)
+        self.scheduler.launch(step)
+        self._flights.append(_Flight(step, launched))
+
+    def _collect(self, flight: _Flight) -> None:
+        """Reads the tokens; whatever stops the model ends the requests of this step, no others."""
+        tokens: list[NextToken] = []
+        try:
+            tokens = flight.launched.tokens()
         except Exception as error:
             # Whoever runs the step may be another caller, who must not get this error.
-            self._end_with([self._requests[chunk.sequence.id] for chunk in step.chunks], error)
-            return
-        for chunk in step.chunks:
+            ids = [chunk.sequence.id for chunk in flight.step.chunks]
+            self._end_with([self._requests[i] for i in ids if i in self._requests], error)
+        self._flights.popleft()
+        for chunk in flight.step.chunks:
             self.scheduler.complete(chunk)
         for token in tokens:
-            request = self._requests[token.sequence.id]
-            output = request.take(token)
-            if output.finish_reason is not None:
-                self.scheduler.finish(token.sequence, output.finish_reason)
-                self._end(request)
-            self._deliver(request, output)
+            self._take(token)
+
+    def _take(self, token: NextToken) -> None:
+        request = self._requests.get(token.sequence.id)
+        if request is None:
+            return  # it ended while this token was on its way
+        output = request.take(token)
+        if output.finish_reason is not None:
+            self.scheduler.finish(token.sequence, output.finish_reason)
+            self._end(request)
+        self._deliver(request, output)
+
+    def _land(self) -> None:
+        """Waits for steps that nobody wants any more, so that their blocks are free."""
+        while self._flights and not any(
+            chunk.sequence.id in self._requests for chunk in self._flights[0].step.chunks
+        ):
+            self._collect(self._flights[0])
 
     def _fail_all(self, error: Exception) -> None:
         with self._turn():
             self._end_with(list(self._requests.values()), error)
+            self._land()
 
     def _end_with(self, requests: list[Request], error: Exception) -> None:
         for request in requests:

@@ -108,8 +108,8 @@ class DecodeSpan:
     """Cache blocks of each sequence; unused entries may point anywhere inside the cache."""
     context_lens: Int[Tensor, " sequences"]
     """Tokens of each sequence, the new one included."""
-    lengths: tuple[int, ...]
-    """The same numbers, for kernels that want them of the host."""
+    lengths: tuple[int, ...] | None
+    """The same numbers, for kernels that want them of the host; None where it does not know."""
 
     @cached_property
     def short_tables(self) -> Int[Tensor, "sequences blocks"]:
@@ -118,6 +118,7 @@ class DecodeSpan:
 
     def slots(self, block_size: int) -> Int[Tensor, " tokens"]:
         """Where the keys of all tokens lie in the cache, one sequence after the other."""
+        assert self.lengths is not None, "kernels of Ascend want the lengths of the host"
         within = torch.arange(block_size, device=self.block_tables.device)
         slots = self.block_tables[:, :, None] * block_size + within
         slots = rearrange(slots, "s n b -> s (n b)")
@@ -171,6 +172,8 @@ class PagedAttention:
     def _decodes(
         self, span: DecodeSpan, keys: Tensor, values: Tensor, q: Tensor
     ) -> Float[Tensor, "sequences heads head_dim"]:
+        if span.lengths is None:
+            return _decode_attention(q, keys, values, span)
         if ascend.has_paged_kernel(q, keys):
             return ascend.paged_attention(q, keys, values, span.short_tables, span.lengths)
         if ascend.has_packed_kernel(q.device):
@@ -286,7 +289,7 @@ def _decode_attention(
     values: Float[Tensor, "blocks block_size kv_heads head_dim"],
     span: DecodeSpan,
 ) -> Float[Tensor, "sequences heads head_dim"]:
-    if q.device.type == "cpu":
+    if q.device.type == "cpu" and span.lengths is not None:
         rows = zip(q, span.block_tables, span.lengths, strict=True)
         return torch.stack([_attend_one(x, keys, values, table, n) for x, table, n in rows])
     k = rearrange(keys[span.block_tables], "s n b h d -> s h (n b) d")

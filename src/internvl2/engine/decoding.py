@@ -1,0 +1,166 @@
+"""Steps of written tokens as recorded work, whose numbers stay on the device.
+
+Tokens, positions and block tables of a batch lie at fixed addresses. The recorded work reads them,
+chooses the next tokens, and advances: so while the batch stays the same, the next step needs
+nothing from the host but new blocks. Batches are padded to few sizes, each recorded once; padding
+reads and writes the scratch block and never advances.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from internvl2 import device as devices
+from internvl2.engine.batch_sizes import padded, power_of_two
+from internvl2.engine.graphs import Graphs, Work
+from internvl2.engine.kv_tensors import KVTensors
+from internvl2.engine.launched import LaunchedStep
+from internvl2.engine.sampler import Sampled, SamplingBatch, sample
+from internvl2.engine.scheduler import Step
+from internvl2.engine.sequence import Sequence
+from internvl2.model.attention import DecodeSpan, PagedAttention
+from internvl2.model.internvl import InternVL
+from internvl2.model.rotary import Positions
+
+TOKENS, POSITIONS, ADVANCES = range(3)
+"""What the rows of a batch's numbers are."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeShape:
+    """What one recording is made for."""
+
+    rows: int
+    width: int
+    """Blocks of the longest sequence that it reads."""
+    chooses: bool
+    """Whether it takes the most probable tokens; otherwise it ends with their logits."""
+
+
+class Decoding:
+    """The batch that is being written, and the recorded work that writes it."""
+
+    def __init__(
+        self, model: InternVL, cache: KVTensors, graphs: Graphs, *, max_sequences: int, longest: int
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._graphs = graphs
+        rows = padded(max_sequences)
+        blocks = -(-longest // cache.block_size)
+        device = self._device = cache.keys.device
+        self._numbers = torch.zeros(3, rows, dtype=torch.int64, device=device)
+        self._tables = torch.zeros(rows, blocks, dtype=torch.int64, device=device)
+        self._logits = torch.zeros(rows, model.config.decoder.vocab_size, device=device)
+        self._batch: tuple[Sequence, ...] = ()
+        self._num_blocks: list[int] = []
+        """How many blocks of each sequence of the batch its table has."""
+
+    def begin(self, step: Step) -> LaunchedStep:
+        """Queues a step of written tokens alone."""
+        batch = tuple(chunk.sequence for chunk in step.decodes)
+        previous, self._batch = self._batch, ()  # nobody's, should anything fail on the way
+        shape = self._shape_of(batch)
+        if step.follows and batch == previous and shape in self._graphs:
+            self._add_blocks(batch)
+        else:
+            unread = self._unread(batch, previous) if step.follows else None
+            self._make_ready(shape)
+            self._place(step, shape.rows, unread)
+        self._cache.clear_begun(step.decodes)
+        self._make_ready(shape)()
+        launched = LaunchedStep.of(batch, self._chosen(batch, shape, int(step.follows)))
+        self._batch = batch
+        return launched
+
+    def _shape_of(self, batch: tuple[Sequence, ...]) -> DecodeShape:
+        longest = max(len(sequence.blocks) for sequence in batch)
+        width = min(power_of_two(longest), self._tables.shape[1])
+        chooses = all(sequence.params.takes_most_probable for sequence in batch)
+        return DecodeShape(padded(len(batch)), width, chooses)
+
+    def _make_ready(self, shape: DecodeShape) -> Work:
+        """The recorded work of a shape; making it leaves the buffers without a batch."""
+        if shape not in self._graphs:
+            self._numbers.zero_()
+            self._tables.fill_(self._cache.scratch_block)
+        return self._graphs.ready(shape, partial(self._run, shape))
+
+    def _run(self, shape: DecodeShape) -> None:
+        """The work: one token of each row, and the numbers of the next step."""
+        tokens, positions, advances = self._numbers[:, : shape.rows]
+        tables = self._tables[: shape.rows, : shape.width]
+        size = self._cache.block_size
+        blocks = tables.gather(1, (positions // size)[:, None])[:, 0]
+        slots = blocks * size + positions % size
+        lengths = positions + 1
+        span = DecodeSpan(0, tables, lengths, None)
+        attend = PagedAttention(self._cache.keys, self._cache.values, slots, decodes=span)
+        x = self._model.embed(tokens)
+        # A written token is turned by the length that its sequence has with it.
+        hidden = self._model.decoder(x, Positions(positions, lengths), attend)
+        logits = self._model.logits(hidden)
+        positions += advances
+        if shape.chooses:
+            tokens.copy_(logits.argmax(dim=-1))
+        else:
+            self._logits[: shape.rows].copy_(logits)
+
+    def _chosen(self, batch: tuple[Sequence, ...], shape: DecodeShape, num_unread: int) -> Sampled:
+        """The next tokens, which are those that the next step reads."""
+        tokens = self._numbers[TOKENS, : len(batch)]
+        if shape.chooses:
+            return Sampled(tokens, None)
+        wishes = SamplingBatch.of(batch, self._device, num_unread)
+        sampled = sample(self._logits[: len(batch)], wishes)
+        tokens.copy_(sampled.ids)
+        return sampled
+
+    def _unread(
+        self, batch: tuple[Sequence, ...], previous: tuple[Sequence, ...]
+    ) -> Int[Tensor, " rows"]:
+        """The tokens that the step before has chosen for these sequences."""
+        rows = {sequence.id: row for row, sequence in enumerate(previous)}
+        index = self._upload(np.array([rows[sequence.id] for sequence in batch], np.int64))
+        return self._numbers[TOKENS].index_select(0, index)
+
+    def _place(self, step: Step, rows: int, unread: Int[Tensor, " rows"] | None) -> None:
+        """Fills the buffers with a batch and its padding."""
+        batch = [chunk.sequence for chunk in step.decodes]
+        numbers = np.zeros((3, rows), np.int64)
+        if unread is None:
+            numbers[TOKENS, : len(batch)] = [s.token_ids[-1] for s in batch]
+        numbers[POSITIONS, : len(batch)] = [chunk.start for chunk in step.decodes]
+        numbers[ADVANCES, : len(batch)] = 1
+        self._numbers[:, :rows].copy_(self._upload(numbers))
+        if unread is not None:
+            self._numbers[TOKENS, : len(batch)] = unread
+        self._place_tables(batch, rows)
+
+    def _place_tables(self, batch: list[Sequence], rows: int) -> None:
+        self._num_blocks = [len(sequence.blocks) for sequence in batch]
+        tables = np.full((rows, max(self._num_blocks)), self._cache.scratch_block, np.int64)
+        for row, sequence in enumerate(batch):
+            # Unused entries repeat a block of the sequence itself: others' may have overflowed.
+            tables[row] = sequence.blocks[0]
+            tables[row, : len(sequence.blocks)] = sequence.blocks
+        known = self._upload(tables)
+        self._tables[:rows].copy_(known[:, :1].expand(-1, self._tables.shape[1]))
+        self._tables[:rows, : known.shape[1]].copy_(known)
+
+    def _add_blocks(self, batch: tuple[Sequence, ...]) -> None:
+        """Enters the blocks that sequences have got since the last step."""
+        new: list[tuple[int, int, int]] = []
+        for row, sequence in enumerate(batch):
+            first, self._num_blocks[row] = self._num_blocks[row], len(sequence.blocks)
+            new += [(row, i, b) for i, b in enumerate(sequence.blocks[first:], first)]
+        if new:
+            rows, columns, blocks = self._upload(np.array(new, np.int64).T.copy())
+            self._tables.index_put_((rows, columns), blocks)
+
+    def _upload(self, values: np.ndarray) -> Tensor:
+        return devices.upload(torch.from_numpy(values), self._device)
