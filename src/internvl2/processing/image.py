@@ -7,18 +7,16 @@ the whole is added where there is more than one tile (`dynamic_preprocess` of th
 unless asked otherwise (`resize`).
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from einops import rearrange
 from jaxtyping import UInt8
 from PIL import Image
 
 from internvl2.processing.fetch import MediaError
 from internvl2.processing.pixels import PictureOptions, open_picture, picture_size
-from internvl2.processing.resize import Arithmetic, resizer
+from internvl2.processing.resize import Arithmetic, Place, resize_into
 
 __all__ = [
     "Grid",
@@ -92,19 +90,16 @@ def cut(
     tile_size: int = 448,
     thumbnail: bool = True,
     arithmetic: Arithmetic = "exact",
+    threads: int = 1,
 ) -> UInt8[np.ndarray, "tiles size size 3"]:
     """Tiles in reading order, then the thumbnail where there is more than one tile."""
-    resize = resizer(image if image.mode == "RGB" else image.convert("RGB"), arithmetic)
-    filled_size = (grid.columns * tile_size, grid.rows * tile_size)
     has_thumbnail = thumbnail and grid.tiles > 1
     tiles = np.empty((grid.tiles + has_thumbnail, tile_size, tile_size, 3), np.uint8)
-    if not has_thumbnail:
-        _fill(tiles, resize(filled_size), grid)
-        return tiles
-    with ThreadPoolExecutor(max_workers=1) as pool:  # resizing releases the GIL
-        small = pool.submit(resize, (tile_size, tile_size))
-        _fill(tiles[:-1], resize(filled_size), grid)
-        tiles[-1] = small.result()
+    places = [Place.of_grid(tiles[: grid.tiles], grid.columns)]
+    if has_thumbnail:
+        places.append(Place.of_grid(tiles[-1:], columns=1))
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    resize_into(places, rgb, arithmetic, threads)
     return tiles
 
 
@@ -116,17 +111,3 @@ def pad_to_square(
     square = Image.new("RGB", (side, side), colour)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
-
-
-def _fill(
-    tiles: UInt8[np.ndarray, "tiles size size 3"],
-    pixels: UInt8[np.ndarray, "height width 3"],
-    grid: Grid,
-) -> None:
-    """Copy a filled grid into its tiles, in reading order."""
-    tiles[:] = rearrange(
-        pixels,
-        "(rows y) (columns x) rgb -> (rows columns) y x rgb",
-        columns=grid.columns,
-        rows=grid.rows,
-    )

@@ -4,8 +4,10 @@ Where tiles are kept, a picture is known by its bytes: its header gives the size
 decoded only if nobody has cut the same bytes in the same way before.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 from PIL import Image
@@ -23,6 +25,9 @@ from internvl2.processing.image import (
 from internvl2.processing.pixels import read_picture
 from internvl2.processing.tile_cache import TileCache, Tiles, digest, digest_of_bytes
 from internvl2.processing.video import count_frames, read_frames
+
+PART = 2**20
+"""Bytes of a picture in memory that one thread hashes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,17 @@ class MediaReader:
         else:
             yield from (Measured(one.size, one.budget) for one in self.open(part, max_tiles))
 
+    def cut_all(self, opened: Sequence[Opened], grids: Sequence[Grid], digests: bool) -> list[Cut]:
+        """The tiles of several pictures, beside each other where threads are allowed."""
+        allowed = self.pictures.threads
+        if len(opened) < 2 or allowed < 2:
+            return [self.cut(one, grid, digests) for one, grid in zip(opened, grids, strict=True)]
+        each = replace(
+            self, pictures=replace(self.pictures, threads=max(1, allowed // len(opened)))
+        )
+        with ThreadPoolExecutor(min(allowed, len(opened))) as pool:
+            return list(pool.map(each.cut, opened, grids, repeat(digests)))
+
     def cut(self, opened: Opened, grid: Grid, digests: bool) -> Cut:
         """The tiles of one picture, those of its whole among them where the model wants that."""
         thumbnail = self.config.use_thumbnail and grid.tiles > 1
@@ -109,12 +125,13 @@ class MediaReader:
 
     def _cut(self, opened: Opened, grid: Grid, thumbnail: bool) -> Tiles:
         image = opened.decode()
-        return cut(image, grid, self.config.tile_size, thumbnail, self.pictures.arithmetic)
+        pictures, size = self.pictures, self.config.tile_size
+        return cut(image, grid, size, thumbnail, pictures.arithmetic, pictures.threads)
 
     def _open_picture(self, part: Picture, budget: int) -> Opened:
         if self.cache is None or isinstance(part.source, Image.Image):
             image = open_picture(part.source, self.pictures)
-            known = None if self.cache is None else _digest_of_pixels(image)
+            known = None if self.cache is None else _digest_of_pixels(image, self.pictures.threads)
             decode, size = (lambda: image), image.size
         else:
             encoded = read_picture(part.source, self.pictures)
@@ -126,7 +143,16 @@ class MediaReader:
         return Opened((side, side), budget, lambda: pad_to_square(decode()), known)
 
 
-def _digest_of_pixels(image: Image.Image) -> bytes:
-    """A hash of an RGB picture that is decoded already, never that of a file."""
-    pixels = digest_of_bytes(np.ascontiguousarray(image).data)
-    return digest_of_bytes(repr(image.size).encode() + pixels)
+def _digest_of_pixels(image: Image.Image, threads: int) -> bytes:
+    """A hash of an RGB picture that is decoded already, never that of a file.
+
+    It is a hash of the hashes of parts, so that threads can share the work.
+    """
+    pixels = np.ascontiguousarray(image).reshape(-1)
+    parts = [pixels[first : first + PART].data for first in range(0, len(pixels), PART)]
+    if threads == 1 or len(parts) == 1:
+        hashes = [digest_of_bytes(part) for part in parts]
+    else:
+        with ThreadPoolExecutor(min(threads, len(parts))) as pool:
+            hashes = list(pool.map(digest_of_bytes, parts))
+    return digest_of_bytes(repr(image.size).encode() + b"".join(hashes))

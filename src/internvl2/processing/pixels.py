@@ -4,7 +4,7 @@ The header decides before anything is decoded: the format must be known and the 
 Pillow decodes. simplejpeg is faster at that, but what it gains is lost again: its array has to be
 copied into Pillow's layout, or resized with a fourth byte per pixel (12 megapixels to 13 tiles:
 194 ms with Pillow alone, 199 ms with simplejpeg and no copy). With the fast resize it would save
-45 of 114 ms for such a picture, but half of one in 10 ms for 1024x768.
+45 ms for such a picture, but half of one for 1024x768.
 """
 
 import io
@@ -13,11 +13,13 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from internvl2.cores import read_cores
 from internvl2.processing.fetch import (
     MediaError,
     MediaKind,
@@ -74,6 +76,11 @@ _LOOKS_LIKE = (
 )
 
 
+@cache
+def _usual_threads() -> int:
+    return read_cores().threads
+
+
 @dataclass(frozen=True, slots=True)
 class PictureOptions:
     """How pictures are read."""
@@ -82,6 +89,8 @@ class PictureOptions:
     """As the official code does: EXIF orientation ignored, alpha dropped, 16-bit values clipped."""
     arithmetic: Arithmetic = "exact"
     """How pixels are resized: as Pillow does, or by PyTorch, faster and nearly equal."""
+    threads: int = field(default_factory=_usual_threads)
+    """Most threads that prepare one picture or video, beside each other."""
     max_pixels: int = 64_000_000
     """Larger pictures are refused; cameras of 64 megapixels still pass."""
     remote: RemoteLimits = field(default_factory=RemoteLimits)

@@ -258,31 +258,31 @@ class Processor:
         plan: _Plan,
         digests: bool,
     ) -> Prompt:
-        reader, size = self._reader(), self.config.tile_size
-        stacks: list[np.ndarray] = []
+        pictures = [one for part in opened for one in part]
+        grids = [grid for part in plan.grids for grid in part]
+        cut = self._reader().cut_all(pictures, grids, digests)
         spans: list[MediaSpan] = []
         position, first_tile = 0, 0
-        for part, grids in zip(opened, plan.grids, strict=True):
-            for one, grid in zip(part, grids, strict=True):
-                known = reader.cut(one, grid, digests)
-                tiles = known.tiles
-                start = encoded.token_ids.index(self.image_tokens.context, position)
-                position = start + len(tiles) * self.config.tokens_per_tile
-                spans.append(
-                    MediaSpan(
-                        start=start,
-                        stop=position,
-                        first_tile=first_tile,
-                        num_tiles=len(tiles),
-                        columns=grid.columns,
-                        rows=grid.rows,
-                        thumbnail=len(tiles) > grid.tiles,
-                        digest=known.digest,
-                    )
+        for known, grid in zip(cut, grids, strict=True):
+            num_tiles = len(known.tiles)
+            start = encoded.token_ids.index(self.image_tokens.context, position)
+            position = start + num_tiles * self.config.tokens_per_tile
+            spans.append(
+                MediaSpan(
+                    start=start,
+                    stop=position,
+                    first_tile=first_tile,
+                    num_tiles=num_tiles,
+                    columns=grid.columns,
+                    rows=grid.rows,
+                    thumbnail=num_tiles > grid.tiles,
+                    digest=known.digest,
                 )
-                stacks.append(tiles)
-                first_tile += len(tiles)
-        joined = stacks[0] if len(stacks) == 1 else np.concatenate([_no_tiles(size), *stacks])
+            )
+            first_tile += num_tiles
+        stacks = [known.tiles for known in cut]
+        none = _no_tiles(self.config.tile_size)
+        joined = stacks[0] if len(stacks) == 1 else np.concatenate([none, *stacks])
         return Prompt(encoded.token_ids, encoded.is_target, joined, tuple(spans))
 
 

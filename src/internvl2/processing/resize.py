@@ -1,47 +1,253 @@
-"""Bicubic resizing: Pillow's arithmetic, or PyTorch's, which is faster and gives nearly the same.
+"""Bicubic resizing: Pillow's arithmetic, or PyTorch's corrected, faster and hardly different.
 
 Pillow's pixels are those that the family was trained with, and everybody's choice unless asked
-otherwise. PyTorch keeps the filter's weights in 16 bits: 0.3 to 0.9 % of the values of a grainy
-photo differ by 1 of 255, a few in a million by 2 (benchmarks/preprocessing.py prints both).
+otherwise. Both resize one axis after the other and round to bytes between. So pieces of a picture
+can be resized along the first axis apart from each other, and then pieces of what that gives along
+the second, which is how threads share one picture.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import UInt8
 from PIL import Image
 
+from internvl2.processing.fast_resize import resample
+
 Arithmetic = Literal["exact", "fast"]
-Resized = UInt8[np.ndarray, "height width 3"]
+Pixels = UInt8[np.ndarray, "height width 3"]
+
+ROWS, COLUMNS = 0, 1
+"""The axes of a picture."""
+PIECE = 2**18
+"""Fewest values of a piece that is worth a thread's time."""
 
 
-def resizer(image: Image.Image, arithmetic: Arithmetic) -> Callable[[tuple[int, int]], Resized]:
-    """What gives an RGB picture's pixels in any width and height; threads may share it."""
+T = TypeVar("T")
+_Start = Callable[[Callable[[], Any]], Future[Any]]
+"""How work is begun, in this thread or in another."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a resized picture goes: tiles in their rows and columns, to be filled."""
+
+    tiles: UInt8[np.ndarray, "rows y columns x 3"]
+
+    @classmethod
+    def of_grid(cls, tiles: UInt8[np.ndarray, "tiles y x 3"], columns: int) -> "Place":
+        """Tiles in reading order, so many in a row."""
+        return cls(tiles.reshape(-1, columns, *tiles.shape[1:]).swapaxes(1, 2))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the picture."""
+        rows, height, columns, width = self.tiles.shape[:4]
+        return rows * height, columns * width
+
+    def fill(self, pixels: Pixels, axis: int, start: int) -> None:
+        """Takes a piece: some rows or columns of one tile's height or width, or everything."""
+        _, height, _, width = self.tiles.shape[:4]
+        if pixels.shape[:2] == self.shape:
+            pattern = "(rows y) (columns x) c -> rows y columns x c"
+            self.tiles[:] = rearrange(pixels, pattern, y=height, x=width)
+        elif axis == ROWS:
+            row, y = divmod(start, height)
+            part = rearrange(pixels, "y (columns x) c -> y columns x c", x=width)
+            self.tiles[row, y : y + len(pixels)] = part
+        else:
+            column, x = divmod(start, width)
+            part = rearrange(pixels, "(rows y) x c -> rows y x c", y=height)
+            self.tiles[:, :, column, x : x + pixels.shape[1]] = part
+
+
+def resize_into(
+    places: Sequence[Place], image: Image.Image, arithmetic: Arithmetic, threads: int = 1
+) -> None:
+    """Fills every place with an RGB picture, resized to its size by at most so many threads."""
     image.load()  # once, before threads read it
-    if arithmetic == "exact":
-        return lambda size: np.asarray(image.resize(size, Image.Resampling.BICUBIC))
-    pixels = np.array(image)
-    return lambda size: _resize_fast(pixels, size)
+    pieces = max(min(threads, 3 * place.shape[0] * place.shape[1] // PIECE) for place in places)
+    plane = _Picture(image) if arithmetic == "exact" else _Array(np.array(image))
+    if pieces <= 1:
+        _fill(places, plane, _here, 1)
+        return
+    with ThreadPoolExecutor(threads) as pool:  # resizing releases the interpreter
+        _fill(places, plane, pool.submit, pieces)
 
 
 def shrink(image: Image.Image, side: int, arithmetic: Arithmetic) -> Image.Image:
     """An RGB picture as a square of this side."""
-    if arithmetic == "exact":
-        return image.resize((side, side), Image.Resampling.BICUBIC)
-    return Image.fromarray(resizer(image, arithmetic)((side, side)))
+    square = np.empty((1, side, side, 3), np.uint8)
+    resize_into([Place.of_grid(square, columns=1)], image, arithmetic)
+    return Image.fromarray(square[0])
 
 
-def _resize_fast(
-    pixels: UInt8[np.ndarray, "rows columns 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "height width 3"]:
-    width, height = size
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    import torch  # heavy, and only needed here
-    import torch.nn.functional as F
+class _Plane(Protocol):
+    """Pixels that are resized one axis at a time."""
 
-    # A view with the channels last, in which the kernel for bytes is fastest.
-    picture = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    resized = F.interpolate(picture, size=(height, width), mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        ...
+
+    def part(self, axis: int, start: int, stop: int) -> Self:
+        """Some of the rows or columns."""
+        ...
+
+    def joined(self, parts: Sequence[Self], axis: int) -> Self:
+        """Parts one after the other."""
+        ...
+
+    def resized(self, axis: int, length: int) -> Self:
+        """With so many rows or columns."""
+        ...
+
+    def pixels(self) -> Pixels:
+        """The values."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """Pillow's arithmetic."""
+
+    image: Image.Image
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.image.height, self.image.width
+
+    def part(self, axis: int, start: int, stop: int) -> "_Picture":
+        height, width = self.shape
+        rows = (0, start, width, stop)
+        return _Picture(self.image.crop(rows if axis == ROWS else (start, 0, stop, height)))
+
+    def joined(self, parts: Sequence["_Picture"], axis: int) -> "_Picture":
+        height, width = parts[0].shape
+        total = sum(part.shape[axis] for part in parts)
+        whole = Image.new("RGB", (width, total) if axis == ROWS else (total, height))
+        first = 0
+        for part in parts:
+            whole.paste(part.image, (0, first) if axis == ROWS else (first, 0))
+            first += part.shape[axis]
+        return _Picture(whole)
+
+    def resized(self, axis: int, length: int) -> "_Picture":
+        if self.shape[axis] == length:
+            return self
+        height, width = self.shape
+        size = (width, length) if axis == ROWS else (length, height)
+        return _Picture(self.image.resize(size, Image.Resampling.BICUBIC))
+
+    def pixels(self) -> Pixels:
+        return np.asarray(self.image)
+
+
+@dataclass(frozen=True)
+class _Array:
+    """PyTorch's arithmetic, corrected."""
+
+    values: Pixels
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.values.shape[0], self.values.shape[1]
+
+    def part(self, axis: int, start: int, stop: int) -> "_Array":
+        return _Array(self.values[start:stop] if axis == ROWS else self.values[:, start:stop])
+
+    def joined(self, parts: Sequence["_Array"], axis: int) -> "_Array":
+        return _Array(np.concatenate([part.values for part in parts], axis))
+
+    def resized(self, axis: int, length: int) -> "_Array":
+        return _Array(resample(self.values, axis, length))
+
+    def pixels(self) -> Pixels:
+        return self.values
+
+
+def _fill(places: Sequence[Place], plane: _Plane, start: _Start, pieces: int) -> None:
+    """Resizes the picture for every place: all begin with the first axis."""
+    orders = [_order(plane.shape, place.shape) for place in places]
+    halves = [
+        [
+            start(partial(_resized, plane, order.first, place.shape[order.first], *bounds))
+            for bounds in _bounds(plane.shape[order.second], 1, pieces)
+        ]
+        for place, order in zip(places, orders, strict=True)
+    ]
+    ends: list[Future[None]] = []
+    for place, order, parts in zip(places, orders, halves, strict=True):
+        half = _joined([part.result() for part in parts], order.second)
+        length, tiles = place.shape[order.first], place.tiles.shape[2 * order.first]
+        ends += [
+            start(partial(_fill_piece, place, half, order.second, *bounds))
+            for bounds in _bounds(length, tiles, pieces)
+        ]
+    for end in ends:
+        end.result()
+
+
+def _resized(plane: _Plane, axis: int, length: int, start: int, stop: int) -> _Plane:
+    """A piece, cut across the axis along which it is resized."""
+    return plane.part(1 - axis, start, stop).resized(axis, length)
+
+
+def _fill_piece(place: Place, plane: _Plane, axis: int, start: int, stop: int) -> None:
+    place.fill(_resized(plane, axis, place.shape[axis], start, stop).pixels(), 1 - axis, start)
+
+
+def _joined(parts: Sequence[_Plane], axis: int) -> _Plane:
+    return parts[0] if len(parts) == 1 else parts[0].joined(parts, axis)
+
+
+def _bounds(length: int, tiles: int, pieces: int) -> list[tuple[int, int]]:
+    """Where pieces start and stop, at least so many; none lies in two tiles but where all do."""
+    if pieces == 1:
+        return [(0, length)]
+    in_each = -(-pieces // tiles)
+    edges = [tile * length // tiles for tile in range(tiles + 1)]
+    inner = [
+        first + part * (last - first) // in_each
+        for first, last in pairwise(edges)
+        for part in range(in_each)
+    ]
+    return [(a, b) for a, b in pairwise([*inner, length]) if a < b]
+
+
+class _Order(NamedTuple):
+    """Along which axis a picture is resized first."""
+
+    first: int
+    second: int
+
+
+def _order(old: tuple[int, int], new: tuple[int, int]) -> _Order:
+    """Columns first, as Pillow does; from 13.0 on rows where many more of them are to go."""
+    fewer_rows, fewer_columns = old[ROWS] - new[ROWS], old[COLUMNS] - new[COLUMNS]
+    if fewer_rows > max(0, 2 * fewer_columns) and _pillow_chooses():
+        return _Order(ROWS, COLUMNS)
+    return _Order(COLUMNS, ROWS)
+
+
+@cache
+def _pillow_chooses() -> bool:
+    """Whether the Pillow that is installed may begin with the rows."""
+    grey = np.arange(24 * 8, dtype=np.uint8).reshape(24, 8) * 77
+    image = Image.fromarray(grey)
+    whole = image.resize((16, 6), Image.Resampling.BICUBIC)
+    columns = image.resize((16, 24), Image.Resampling.BICUBIC)
+    return whole.tobytes() != columns.resize((16, 6), Image.Resampling.BICUBIC).tobytes()
+
+
+def _here(work: Callable[[], T]) -> Future[T]:
+    """Does at once, in this thread, what it is given."""
+    future: Future[T] = Future()
+    future.set_result(work())
+    return future

@@ -8,6 +8,7 @@ large video never lie in memory together.
 import math
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -221,8 +222,10 @@ def _from_still(
     if request.bounds.given:
         raise MediaError(f"{name} has no times, so start and end in seconds mean nothing in it")
     indices = request.indices(total, 1.0, name) if chosen is None else chosen
-    images = {index: request.keep(read(index)) for index in dict.fromkeys(indices)}
-    return _frames(images, indices, [0.0] * len(indices))
+    different = list(dict.fromkeys(indices))
+    with ThreadPoolExecutor(max(1, min(request.options.threads, len(different)))) as pool:
+        kept = list(pool.map(lambda index: request.keep(read(index)), different))
+    return _frames(dict(zip(different, kept, strict=True)), indices, [0.0] * len(indices))
 
 
 def _frames(

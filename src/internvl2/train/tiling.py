@@ -13,6 +13,9 @@ def as_trained(config: InternVLConfig, recipe: Recipe) -> InternVLConfig:
 
 
 def training_processor(processor: Processor, recipe: Recipe) -> Processor:
-    """The processor of a recipe's model, cutting pictures as the recipe says."""
-    pictures = replace(processor.pictures, arithmetic=recipe.preprocess)
+    """The processor of a recipe's model, cutting pictures as the recipe says.
+
+    By one thread: there is a process for each core.
+    """
+    pictures = replace(processor.pictures, arithmetic=recipe.preprocess, threads=1)
     return processor.changed(as_trained(processor.config, recipe), pictures)
