@@ -21,4 +21,4 @@ def test_recorded_steps_are_counted_in_the_plan(tiny_models):
         for number in (0, 1, 18)
     ]
     assert counted[1] - counted[0] > 64 * 2**20
-    assert counted[2] - counted[1] == 17 * 16 * 2**20
+    assert counted[2] - counted[1] == 17 * 8 * 2**20

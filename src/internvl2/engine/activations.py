@@ -13,7 +13,7 @@ from internvl2.engine.batch_sizes import MOST_PADDING
 
 SAMPLING_BYTES = 64
 """Per row and token of the vocabulary: logits, penalties, sorted values, noise."""
-RECORDING_BYTES = 16 * 2**20
+RECORDING_BYTES = 8 * 2**20
 """What a CUDA graph of some hundred kernels keeps for itself; an estimate from above."""
 WORKSPACE_BYTES = 64 * 2**20
 """What libraries keep for products on the stream that graphs are recorded on."""

@@ -29,6 +29,8 @@ class AnswerText:
 
     def add(self, token_id: int, may_stop: bool) -> str:
         """The text that is certain once this token is known."""
+        if not self._stops:
+            return self._stream.add(token_id)
         self._held += self._stream.add(token_id)
         if may_stop and self._cut_at_stop():
             return self._release(len(self._held))

@@ -6,7 +6,9 @@ nothing from the host but new blocks. Batches are padded to few sizes, each reco
 reads and writes the scratch block and never advances.
 """
 
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 
 import numpy as np
@@ -16,10 +18,11 @@ from torch import Tensor
 
 from internvl2 import device as devices
 from internvl2.engine.batch_sizes import padded, power_of_two
+from internvl2.engine.draw_buffers import DrawBuffers
 from internvl2.engine.graphs import Graphs, Work
 from internvl2.engine.kv_tensors import KVTensors
 from internvl2.engine.launched import LaunchedStep
-from internvl2.engine.sampler import Sampled, SamplingBatch, sample
+from internvl2.engine.sampler import Sampled, SamplingBatch, choose, sample
 from internvl2.engine.scheduler import Step
 from internvl2.engine.sequence import Sequence
 from internvl2.model.attention import DecodeSpan, PagedAttention
@@ -30,6 +33,27 @@ TOKENS, POSITIONS, ADVANCES = range(3)
 """What the rows of a batch's numbers are."""
 
 
+class Choice(Enum):
+    """How the tokens of a batch are chosen."""
+
+    MOST_PROBABLE = "most probable"
+    DRAWN = "drawn"
+    DRAWN_FROM_FEW = "drawn from few"
+    """With a top-k or top-p, which need the logits in order."""
+    BEHIND = "behind"
+    """Behind the recorded work, which ends with the logits."""
+
+    @classmethod
+    def of(cls, batch: Rows[Sequence]) -> "Choice":
+        """What serves every sequence of a batch."""
+        params = [sequence.params for sequence in batch]
+        if not all(p.is_plain for p in params):
+            return cls.BEHIND
+        if any(p.truncates for p in params):
+            return cls.DRAWN_FROM_FEW
+        return cls.DRAWN if any(p.temperature > 0 for p in params) else cls.MOST_PROBABLE
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeShape:
     """What one recording is made for."""
@@ -37,8 +61,7 @@ class DecodeShape:
     rows: int
     width: int
     """Blocks of the longest sequence that it reads."""
-    chooses: bool
-    """Whether it takes the most probable tokens; otherwise it ends with their logits."""
+    choice: Choice
 
 
 class Decoding:
@@ -56,7 +79,9 @@ class Decoding:
         self._numbers = torch.zeros(3, rows, dtype=torch.int64, device=device)
         self._tables = torch.zeros(rows, blocks, dtype=torch.int64, device=device)
         self._logits = torch.zeros(rows, model.config.decoder.vocab_size, device=device)
+        self._draws = DrawBuffers(rows, device)
         self._batch: tuple[Sequence, ...] = ()
+        self._choice = Choice.MOST_PROBABLE
         self._num_blocks: list[int] = []
         """How many blocks of each sequence of the batch its table has."""
 
@@ -64,6 +89,8 @@ class Decoding:
         """Queues a step of written tokens alone."""
         batch = tuple(chunk.sequence for chunk in step.decodes)
         previous, self._batch = self._batch, ()  # nobody's, should anything fail on the way
+        if batch != previous:
+            self._choice = Choice.of(batch)
         shape = self._shape_of(batch)
         if step.follows and batch == previous and shape in self._graphs:
             self._add_blocks(batch)
@@ -72,16 +99,18 @@ class Decoding:
             self._make_ready(shape)
             self._place(step, shape.rows, unread)
         self._cache.clear_begun(step.decodes)
+        num_unread = int(step.follows)
+        if shape.choice in (Choice.DRAWN, Choice.DRAWN_FROM_FEW):
+            self._draws.advance(batch, num_unread)
         self._make_ready(shape)()
-        launched = LaunchedStep.of(batch, self._chosen(batch, shape, int(step.follows)))
+        launched = LaunchedStep.of(batch, self._chosen(batch, num_unread))
         self._batch = batch
         return launched
 
     def _shape_of(self, batch: tuple[Sequence, ...]) -> DecodeShape:
         longest = max(len(sequence.blocks) for sequence in batch)
         width = min(power_of_two(longest), self._tables.shape[1])
-        chooses = all(sequence.params.takes_most_probable for sequence in batch)
-        return DecodeShape(padded(len(batch)), width, chooses)
+        return DecodeShape(padded(len(batch)), width, self._choice)
 
     def _make_ready(self, shape: DecodeShape) -> Work:
         """The recorded work of a shape; making it leaves the buffers without a batch."""
@@ -105,15 +134,19 @@ class Decoding:
         hidden = self._model.decoder(x, Positions(positions, lengths), attend)
         logits = self._model.logits(hidden)
         positions += advances
-        if shape.chooses:
-            tokens.copy_(logits.argmax(dim=-1))
-        else:
+        if shape.choice is Choice.BEHIND:
             self._logits[: shape.rows].copy_(logits)
+            return
+        wishes = None
+        if shape.choice is not Choice.MOST_PROBABLE:
+            truncates = shape.choice is Choice.DRAWN_FROM_FEW
+            wishes = self._draws.view(shape.rows, truncates=truncates)
+        tokens.copy_(choose(logits, wishes))
 
-    def _chosen(self, batch: tuple[Sequence, ...], shape: DecodeShape, num_unread: int) -> Sampled:
+    def _chosen(self, batch: tuple[Sequence, ...], num_unread: int) -> Sampled:
         """The next tokens, which are those that the next step reads."""
         tokens = self._numbers[TOKENS, : len(batch)]
-        if shape.chooses:
+        if self._choice is not Choice.BEHIND:
             return Sampled(tokens, None)
         wishes = SamplingBatch.of(batch, self._device, num_unread)
         sampled = sample(self._logits[: len(batch)], wishes)
@@ -140,6 +173,8 @@ class Decoding:
         if unread is not None:
             self._numbers[TOKENS, : len(batch)] = unread
         self._place_tables(batch, rows)
+        if self._choice in (Choice.DRAWN, Choice.DRAWN_FROM_FEW):
+            self._draws.place(batch)
 
     def _place_tables(self, batch: list[Sequence], rows: int) -> None:
         self._num_blocks = [len(sequence.blocks) for sequence in batch]

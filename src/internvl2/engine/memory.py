@@ -142,8 +142,8 @@ class _Needs:
     def activations(self, context: int) -> int:
         """Bytes that are neither weights nor keys and values, for sequences so long."""
         request = self.request
-        # Each size both with its tokens chosen inside and behind it.
-        recordings = 2 * len(sizes_up_to(request.max_sequences)) if request.records else 0
+        # Each size with every way to choose tokens.
+        recordings = 4 * len(sizes_up_to(request.max_sequences)) if request.records else 0
         sizes = StepSizes(
             request.max_batch_tokens,
             request.max_sequences,

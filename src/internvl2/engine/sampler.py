@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -125,6 +126,23 @@ def sample(logits: Float[Tensor, "rows vocab"], batch: SamplingBatch) -> Sampled
     return Sampled(ids, _report(logits[batch.logprobs], ids[batch.logprobs], batch.num_top))
 
 
+def choose(logits: Float[Tensor, "rows vocab"], wishes: Randomness | None) -> Int[Tensor, " rows"]:
+    """The next tokens of rows that differ in randomness alone, without anything of the host.
+
+    The wishes are those of all rows; a temperature of 0 takes the most probable token.
+    """
+    ids = logits.argmax(dim=-1)
+    if wishes is None:
+        return ids
+    return torch.where(wishes.temperature > 0, _draw(logits, wishes), ids)
+
+
+def noise_keys(sequences: Rows[Sequence], num_unread: int) -> Int[np.ndarray, "some two"]:
+    """What the noise of each sequence's next token follows from, with so many unknown before it."""
+    digests = (_noise_digest(s.seed, s.num_generated + num_unread) for s in sequences)
+    return np.frombuffer(b"".join(digests), "<u4").astype(np.int64).reshape(-1, 2)
+
+
 def _penalties(sequences: Rows[Sequence], device: torch.device) -> Penalties | None:
     rows = [i for i, s in enumerate(sequences) if s.params.uses_history]
     if not rows:
@@ -171,21 +189,19 @@ def _randomness(
         return None
     some = [sequences[i] for i in rows]
     params = [s.params for s in some]
-    keys = [_noise_key(s.seed, s.num_generated + num_unread) for s in some]
     return Randomness(
         upload(torch.tensor(rows), device),
         upload(torch.tensor([float(p.temperature) for p in params]), device),
         upload(torch.tensor([min(p.top_k, UNLIMITED) for p in params]), device),
         upload(torch.tensor([float(p.top_p) for p in params]), device),
         upload(torch.tensor([float(p.min_p) for p in params]).log(), device),
-        upload(torch.tensor(keys), device),
-        any(p.top_k > 0 or p.top_p < 1 for p in params),
+        upload(torch.from_numpy(noise_keys(some, num_unread)), device),
+        any(p.truncates for p in params),
     )
 
 
-def _noise_key(seed: int, number: int) -> tuple[int, int]:
-    digest = hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+def _noise_digest(seed: int, number: int) -> bytes:
+    return hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest()
 
 
 def _penalize(scores: Float[Tensor, "rows vocab"], penalties: Penalties) -> None:

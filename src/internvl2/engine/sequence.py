@@ -80,13 +80,15 @@ class SamplingParams:
                 raise ValueError(f"stop_token_ids has {token!r}; ids are whole numbers from 0 on")
 
     @property
-    def takes_most_probable(self) -> bool:
-        """Whether every token is the most probable one as the model sees it, and no more is said.
+    def is_plain(self) -> bool:
+        """Whether logits alone decide, with temperature and truncation, and nothing is reported."""
+        has_bans = self.min_tokens > 0 and not self.ignore_eos
+        return not self.uses_history and not has_bans and self.logprobs is None
 
-        A ban of stop tokens makes others the most probable.
-        """
-        is_plain = self.temperature == 0 and not self.uses_history
-        return is_plain and self.logprobs is None and (self.min_tokens == 0 or self.ignore_eos)
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are drawn from the most probable ones only, which are put in order."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
 
     @property
     def uses_history(self) -> bool:
@@ -211,15 +213,14 @@ class Sequence:
     num_in_flight: int = 0
     """Launched steps that are not completed: they write to the blocks."""
 
+    prompt_length: int = field(init=False)
+    """Tokens of the prompt alone."""
+
     def __post_init__(self) -> None:
         if not self.prompt.token_ids:
             raise ValueError("the prompt is empty; it needs at least one token")
         self.token_ids = list(self.prompt.token_ids)
-
-    @property
-    def prompt_length(self) -> int:
-        """Tokens of the prompt alone."""
-        return len(self.prompt.token_ids)
+        self.prompt_length = len(self.token_ids)
 
     @property
     def num_generated(self) -> int:
@@ -252,12 +253,12 @@ class Sequence:
     def append(self, token_id: int) -> FinishReason | None:
         """Takes the next token and says whether it is the last one."""
         self.token_ids.append(token_id)
+        length = len(self.token_ids)
+        written = length - self.prompt_length
         is_stop = token_id in self.stop_token_ids and not self.params.ignore_eos
-        if is_stop and self.num_generated > self.params.min_tokens:
+        if is_stop and written > self.params.min_tokens:
             return "stop"
-        if self.num_generated >= self.params.max_tokens or len(self.token_ids) >= self.limit:
-            return "length"
-        return None
+        return "length" if written >= self.params.max_tokens or length >= self.limit else None
 
 
 def _is_whole(value: object) -> bool:

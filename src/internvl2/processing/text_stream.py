@@ -19,6 +19,8 @@ class Utf8:
 
     def add(self, data: bytes) -> str:
         """The characters that these bytes complete."""
+        if data.isascii() and not self._pending:
+            return data.decode()
         return self._decode(data, final=False)
 
     def finish(self) -> str:

@@ -92,6 +92,8 @@ class Tokenizer:
         self.subwords = subwords
         self.added = _all_added(files, subwords)
         self._by_id = {token.id: token for token in self.added.values()}
+        self._bytes: dict[int, bytes] = {}
+        """What tokens that were asked for stand for: it takes long to spell them anew each time."""
         self.named = frozenset([*files.named.values(), *files.additional_special])
         """Texts that the files name as special (`all_special_tokens` of transformers)."""
         self.special_ids = frozenset(
@@ -166,6 +168,12 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of text for which a token stands; an id beyond the vocabulary has none."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = self._spell(token_id)
+        return known
+
+    def _spell(self, token_id: int) -> bytes:
         if token_id in self._by_id:
             return self._by_id[token_id].content.encode()
         return self.subwords.bytes_of(token_id) if token_id < self.subwords.size else b""
