@@ -25,9 +25,13 @@ MAY_IMPORT = {
     "engine": {"facts", "processing", "model", "checkpoint", "engine"},
     "train": {"facts", "processing", "model", "checkpoint", "train", "synthetic"},
     "eval": {"facts", "processing", "model", "checkpoint", "engine", "eval", "synthetic"},
+    "bench": {
+        *("facts", "processing", "model", "checkpoint", "engine", "train", "synthetic"),
+        "bench",
+    },
     "cli": {
         *("facts", "processing", "model", "checkpoint", "engine", "train", "eval", "synthetic"),
-        "cli",
+        *("bench", "cli"),
     },
 }
 FACTS = {"config", "family", "device", "cores", "console"}

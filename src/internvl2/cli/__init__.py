@@ -1,4 +1,6 @@
-"""The command line: `internvl2 chat|generate|info|convert|train|eval|data|migrate`, one class each.
+"""The command line: `internvl2 chat|generate|info|convert|train|eval|bench|data|migrate`.
+
+One class each.
 
 Results go to standard output and everything else to standard error. Exit codes: 0 done, 1 some
 requests were skipped, data have faults or flags no counterpart, 2 bad usage or bad input (one line
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 import tyro
 
 from internvl2 import console
+from internvl2.cli.bench import Bench
 from internvl2.cli.chat import Chat
 from internvl2.cli.convert import Convert
 from internvl2.cli.data import Data
@@ -27,7 +30,7 @@ from internvl2.cli.plan import PlanTraining
 from internvl2.cli.train import Train, TrainRecipe, parse_train
 from internvl2.cores import read_cores
 
-Command = Chat | Generate | Info | Convert | Train | Eval | Data | Migrate
+Command = Chat | Generate | Info | Convert | Train | Eval | Bench | Data | Migrate
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 SPINS = "3000"
@@ -115,7 +118,9 @@ def _command_of(arguments: Sequence[str]) -> str:
     command, action = [*arguments[:2], "", ""][:2]
     if command == "data" and action in ("make", "check", "convert"):
         return f"internvl2 data {action}"
-    known = command in ("chat", "generate", "info", "convert", "data", "migrate")
+    if command == "bench" and action in ("latency", "throughput"):
+        return f"internvl2 bench {action}"
+    known = command in ("chat", "generate", "info", "convert", "bench", "data", "migrate")
     return f"internvl2 {command}" if known else "internvl2"
 
 

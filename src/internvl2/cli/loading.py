@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from internvl2.cli.options import LoadOptions, MediaOptions
@@ -15,7 +15,7 @@ from internvl2.cli.options import LoadOptions, MediaOptions
 if TYPE_CHECKING:
     from internvl2.checkpoint.hub import Located
     from internvl2.engine.data_parallel import DataParallel
-    from internvl2.engine.engine import Engine
+    from internvl2.engine.engine import Engine, EngineOptions
     from internvl2.engine.engine_facts import EngineFacts
 
 
@@ -46,13 +46,15 @@ class LoadedEngines:
         _introduce(self.origin, self.engines.facts)
 
 
-def load_engine(model: str, options: LoadOptions, media: MediaOptions) -> LoadedEngine:
-    """Loads a model by name or path."""
+def load_engine(
+    model: str, options: LoadOptions, media: MediaOptions, sizes: "EngineOptions | None" = None
+) -> LoadedEngine:
+    """Loads a model by name or path; `sizes` is what a command asks of the engine."""
     name = require_model(model)
     started = time.perf_counter()
     found = find_model(name, options.adapter, options.revision, offline=options.offline)
     with _lasting_imports():
-        from internvl2.engine.engine import Engine, EngineOptions
+        from internvl2.engine.engine import Engine
 
         engine = Engine.load(
             found.directory,
@@ -60,9 +62,7 @@ def load_engine(model: str, options: LoadOptions, media: MediaOptions) -> Loaded
             device=options.device,
             dtype=options.dtype,
             quantize=options.quantize,
-            options=EngineOptions(
-                max_context=options.max_context, graphs=False if options.no_graphs else None
-            ),
+            options=engine_options(options, sizes),
             pictures=media.picture_options(),
         )
     return LoadedEngine(engine, found.origin, time.perf_counter() - started)
@@ -73,7 +73,6 @@ def load_engines(
 ) -> LoadedEngines:
     """Loads a model once for each of `count` engines, which are processes of their own."""
     from internvl2.engine.data_parallel import DataParallel, replica_devices
-    from internvl2.engine.engine import EngineOptions
 
     replica_devices(count, options.device)  # before anything is downloaded
     name = require_model(model)
@@ -85,10 +84,21 @@ def load_engines(
         device=options.device,
         dtype=options.dtype,
         quantize=options.quantize,
-        options=EngineOptions(max_context=options.max_context),
+        options=engine_options(options),
         pictures=media.picture_options(),
     )
     return LoadedEngines(engines, found.origin)
+
+
+def engine_options(options: LoadOptions, sizes: "EngineOptions | None" = None) -> "EngineOptions":
+    """What a user asks of an engine; `sizes` is what a command asks of it."""
+    from internvl2.engine.engine import EngineOptions
+
+    return replace(
+        sizes or EngineOptions(),
+        max_context=options.max_context,
+        graphs=False if options.no_graphs else None,
+    )
 
 
 def find_model(

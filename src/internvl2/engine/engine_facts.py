@@ -32,7 +32,10 @@ class EngineFacts:
 
     def describe(self) -> str:
         """All but the device, for people."""
-        count = self.weights
-        size = f"{count / 1e9:.3g}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
         held = f" with a decoder in {self.quantization}" if self.quantization else ""
-        return f"{size} weights, {self.dtype}{held}"
+        return f"{readable(self.weights)} weights, {self.dtype}{held}"
+
+
+def readable(count: int) -> str:
+    """Three digits of a number of weights."""
+    return f"{count / 1e9:.3g}B" if count >= 1e9 else f"{count / 1e6:.3g}M"

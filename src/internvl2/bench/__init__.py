@@ -1,0 +1,1 @@
+"""How fast a model answers on a device, and what the device would allow."""
