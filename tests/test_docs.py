@@ -116,7 +116,7 @@ def test_files_that_pages_name_exist():
     "command",
     [
         *("chat", "generate", "info", "convert", "eval", "migrate"),
-        *("data make", "data check", "data convert"),
+        *("data make", "data check", "data convert", "bench latency", "bench throughput"),
     ],
 )
 def test_the_page_of_the_command_line_has_every_option(
