@@ -5,7 +5,7 @@ the sequences of a packed stream apart; `PagedAttention` also writes keys and va
 cache and reads what earlier steps left there. Which kernel computes it is decided only here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise, product
@@ -19,6 +19,10 @@ from torch import Tensor
 
 from internvl2 import device as devices
 from internvl2.model import ascend
+from internvl2.model.spans import DecodeSpan, PackedSpans, PrefillSpan
+
+DecodeKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Queries, keys, values, block tables and lengths of `decode_attention` to what it gives."""
 
 BY_HEADS = 512
 """Fewest patches of a tile for which a call a head costs less than it saves."""
@@ -83,49 +87,6 @@ class PackedAttention:
 
 
 @dataclass(frozen=True)
-class PrefillSpan:
-    """A run of one sequence's prompt tokens in the stream of a step."""
-
-    start: int
-    stop: int
-    context: int
-    """How many tokens of the sequence earlier steps have put into the cache."""
-    blocks: Int[Tensor, " blocks"]
-    """Cache blocks of the sequence, enough for `context` and this run."""
-
-    @property
-    def total(self) -> int:
-        """Tokens of the sequence up to the end of this run."""
-        return self.context + self.stop - self.start
-
-
-@dataclass(frozen=True)
-class DecodeSpan:
-    """The end of a step's stream: one new token for each of several sequences."""
-
-    start: int
-    block_tables: Int[Tensor, "sequences blocks"]
-    """Cache blocks of each sequence; unused entries may point anywhere inside the cache."""
-    context_lens: Int[Tensor, " sequences"]
-    """Tokens of each sequence, the new one included."""
-    lengths: tuple[int, ...] | None
-    """The same numbers, for kernels that want them of the host; None where it does not know."""
-
-    @cached_property
-    def short_tables(self) -> Int[Tensor, "sequences blocks"]:
-        """The block tables in 32 bits."""
-        return self.block_tables.int()
-
-    def slots(self, block_size: int) -> Int[Tensor, " tokens"]:
-        """Where the keys of all tokens lie in the cache, one sequence after the other."""
-        assert self.lengths is not None, "kernels of Ascend want the lengths of the host"
-        within = torch.arange(block_size, device=self.block_tables.device)
-        slots = self.block_tables[:, :, None] * block_size + within
-        slots = rearrange(slots, "s n b -> s (n b)")
-        return torch.cat([row[:n] for row, n in zip(slots, self.lengths, strict=True)])
-
-
-@dataclass(frozen=True)
 class PagedAttention:
     """Causal attention over a paged cache, for a step that mixes prompts and single new tokens.
 
@@ -139,6 +100,8 @@ class PagedAttention:
     """Where each token's key and value go: block * block_size + offset."""
     prefills: tuple[PrefillSpan, ...] = ()
     decodes: DecodeSpan | None = None
+    decode_kernel: DecodeKernel | None = None
+    """What attends for single tokens on a device that has such a kernel (`fused`)."""
 
     def __call__(
         self,
@@ -151,6 +114,17 @@ class PagedAttention:
         keys, values = self.keys[layer], self.values[layer]
         rearrange(keys, "n b h d -> (n b) h d").index_copy_(0, self.slots, k)
         rearrange(values, "n b h d -> (n b) h d").index_copy_(0, self.slots, v)
+        return self.over_cache(layer, q, k, v)
+
+    def over_cache(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads head_dim"],
+        k: Float[Tensor, "tokens kv_heads head_dim"],
+        v: Float[Tensor, "tokens kv_heads head_dim"],
+    ) -> Float[Tensor, "tokens heads head_dim"]:
+        """Attend, with the new keys and values in the cache of `layer` already."""
+        keys, values = self.keys[layer], self.values[layer]
         outputs = self._prefills(keys, values, q, k, v)
         if self.decodes is not None:
             outputs.append(self._decodes(self.decodes, keys, values, q[self.decodes.start :]))
@@ -159,6 +133,8 @@ class PagedAttention:
     def _prefills(
         self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor
     ) -> list[Float[Tensor, "span heads head_dim"]]:
+        if self.prefills and _has_varlen_kernel(q):
+            return self._packed_prefills(keys, values, q, k, v)
         seen = [(_seen(span, keys, k), _seen(span, values, v)) for span in self.prefills]
         if seen and ascend.has_packed_kernel(q.device):
             lengths = [span.stop - span.start for span in self.prefills]
@@ -169,11 +145,39 @@ class PagedAttention:
         runs = [q[span.start : span.stop] for span in self.prefills]
         return [_causal_attention(run, *both) for run, both in zip(runs, seen, strict=True)]
 
+    def _packed_prefills(
+        self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor
+    ) -> list[Float[Tensor, "queries heads head_dim"]]:
+        outputs: list[Tensor] = []
+        for pack in self._packs:
+            rows = slice(pack.spans[0].start, pack.spans[-1].stop)
+            seen_keys, seen_values = k[rows], v[rows]
+            if pack.key_slots is not None:
+                seen_keys, seen_values = (
+                    rearrange(x, "n b h d -> (n b) h d").index_select(0, pack.key_slots)
+                    for x in (keys, values)
+                )
+            q_bounds, k_bounds = pack.bounds
+            outputs.append(
+                _varlen_attention(
+                    q[rows],
+                    seen_keys,
+                    seen_values,
+                    q_bounds,
+                    k_bounds,
+                    pack.longest,
+                    pack.most_keys,
+                )
+            )
+        return outputs
+
     def _decodes(
         self, span: DecodeSpan, keys: Tensor, values: Tensor, q: Tensor
     ) -> Float[Tensor, "sequences heads head_dim"]:
+        if self.decode_kernel is not None:
+            return self.decode_kernel(q, keys, values, span.block_tables, span.context_lens)
         if span.lengths is None:
-            return _decode_attention(q, keys, values, span)
+            return decode_attention(q, keys, values, span)
         if ascend.has_paged_kernel(q, keys):
             return ascend.paged_attention(q, keys, values, span.short_tables, span.lengths)
         if ascend.has_packed_kernel(q.device):
@@ -183,11 +187,15 @@ class PagedAttention:
             )
             single = [1] * len(span.lengths)
             return ascend.packed_attention(q, keys, values, single, span.lengths, None)
-        return _decode_attention(q, keys, values, span)
+        return decode_attention(q, keys, values, span)
 
     @cached_property
     def _mask(self) -> Bool[Tensor, "2048 2048"]:
         return ascend.causal_mask(self.keys.device)
+
+    @cached_property
+    def _packs(self) -> list[PackedSpans]:
+        return PackedSpans.of(self.prefills, self.keys.shape[2], self.keys.device)
 
     @cached_property
     def _decode_slots(self) -> Int[Tensor, " tokens"]:
@@ -283,12 +291,13 @@ def _causal_attention(
     return rearrange(out, "1 h t d -> t h d")
 
 
-def _decode_attention(
+def decode_attention(
     q: Float[Tensor, "sequences heads head_dim"],
     keys: Float[Tensor, "blocks block_size kv_heads head_dim"],
     values: Float[Tensor, "blocks block_size kv_heads head_dim"],
     span: DecodeSpan,
 ) -> Float[Tensor, "sequences heads head_dim"]:
+    """Attention of single new tokens over a paged cache in plain PyTorch."""
     if q.device.type == "cpu" and span.lengths is not None:
         rows = zip(q, span.block_tables, span.lengths, strict=True)
         return torch.stack([_attend_one(x, keys, values, table, n) for x, table, n in rows])

@@ -1,8 +1,11 @@
-"""Norms and gates: fused where torch_npu has a kernel, plain torch elsewhere.
+"""Norms and gates: fused where torch_npu or Triton has a kernel, plain torch elsewhere.
 
 What attention is computed with is decided in `attention.py`, what turns queries and keys in
-`rotary.py`.
+`rotary.py`, and which kernels in Triton take part in `fused.py`.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from internvl2 import device as devices
+from internvl2.model.attention import Attention, DecodeKernel, PagedAttention
+
+
+@dataclass(frozen=True, slots=True)
+class FusedKernels:
+    """Kernels between a decoder's products; where one is None plain PyTorch computes the same."""
+
+    sum_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] | None = None
+    """`triton_kernels.sum_norm`."""
+    gate: Callable[[Tensor], Tensor] | None = None
+    """`triton_kernels.gate`."""
+    turn_and_store: Callable[..., Tensor] | None = None
+    """`triton_kernels.turn_and_store`."""
+    paged_decode: DecodeKernel | None = None
+    """`triton_kernels.paged_decode`."""
+
+    def within(self, attend: Attention) -> Attention:
+        """The same attention with the kernel for single tokens, where it is over a cache."""
+        if self.paged_decode is None or not isinstance(attend, PagedAttention):
+            return attend
+        return replace(attend, decode_kernel=self.paged_decode)
+
+
+PLAIN = FusedKernels()
 
 
 class RMSNorm(nn.RMSNorm):
@@ -22,6 +49,18 @@ class RMSNorm(nn.RMSNorm):
             return super().forward(x)
         return fused(x, self.weight, epsilon=self.eps)[0]
 
+    def of_sum(
+        self,
+        x: Float[Tensor, "tokens dim"],
+        added: Float[Tensor, "tokens dim"],
+        kernels: FusedKernels,
+    ) -> tuple[Float[Tensor, "tokens dim"], Float[Tensor, "tokens dim"]]:
+        """A stream with something added to it, and the norm of that."""
+        if kernels.sum_norm is None or self.eps is None:
+            x = x + added
+            return x, self(x)
+        return kernels.sum_norm(x, added, self.weight, self.eps)
+
 
 def gated(
     gate: Float[Tensor, "tokens inner"], up: Float[Tensor, "tokens inner"]
@@ -31,3 +70,13 @@ def gated(
     if fused is None:
         return F.silu(gate) * up
     return fused(torch.cat([gate, up], dim=-1), dim=-1)
+
+
+def gated_halves(
+    product: Float[Tensor, "tokens both"], kernels: FusedKernels
+) -> Float[Tensor, "tokens inner"]:
+    """The same where gate and `up` are halves of one product."""
+    if kernels.gate is not None:
+        return kernels.gate(product)
+    gate, up = product.chunk(2, dim=-1)
+    return gated(gate, up)

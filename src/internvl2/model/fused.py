@@ -1,0 +1,184 @@
+"""A decoder made ready to answer on a CUDA device: joined products, and fused kernels between them.
+
+Each kernel is tried against plain PyTorch first, with the model's own shapes; where one is not to
+be had, the layers compute that part plainly.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from internvl2.model.attention import decode_attention
+from internvl2.model.decoder import Decoder, DecoderLayer
+from internvl2.model.joined import join_linears
+from internvl2.model.kernel_choice import KernelChoice, Trial
+from internvl2.model.kernels import FusedKernels, gated
+from internvl2.model.rotary import Positions, Rotation
+from internvl2.model.spans import DecodeSpan
+
+BLOCK_SIZE = 16
+LENGTHS = (1, BLOCK_SIZE, BLOCK_SIZE + 1, 500)
+"""Tokens of the sequences in a trial."""
+SPLITS = (None, 1, 3)
+"""Of attention in a trial: as many as are usual there, one, and several."""
+
+
+@torch.no_grad()
+def fuse(decoder: Decoder, choice: KernelChoice) -> None:
+    """Joins a decoder's products of the same states, and uses the kernels that pass their trials.
+
+    The decoder can neither be trained nor saved after that.
+    """
+    join_linears(decoder.layers)
+    trials = _Trials.of(decoder)
+    mlp, attention = trials.layer.mlp.joined, trials.layer.attention.joined
+    decoder.use(
+        FusedKernels(
+            sum_norm=_chosen(choice, trials.sum_norm(), _sum_norm),
+            gate=_chosen(choice, trials.gate(), _gate) if mlp else None,
+            turn_and_store=_chosen(choice, trials.turn_and_store(), _turn_and_store)
+            if attention
+            else None,
+            paged_decode=_chosen(choice, trials.paged_decode(), _paged_decode),
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """What each kernel is tried on: numbers of a decoder's shapes, type and device."""
+
+    decoder: Decoder
+    layer: DecoderLayer
+    heads: int
+    kv_heads: int
+
+    @classmethod
+    def of(cls, decoder: Decoder) -> "_Trials":
+        """Heads are counted on the weights: a process may hold a share of them."""
+        layer = decoder.layers[0]
+        assert isinstance(layer, DecoderLayer)
+        attention = layer.attention
+        if attention.joined is None:
+            widths = [attention.q.out_features, attention.k.out_features]
+        else:
+            widths = attention.joined.widths
+        return cls(decoder, layer, *(width // attention.head_dim for width in widths[:2]))
+
+    def sum_norm(self) -> Trial:
+        norm = self.layer.mlp_norm
+        dim = norm.weight.shape[0]
+
+        def plain(x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+            return x + added, norm(x + added)
+
+        def fused(x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+            return _sum_norm()(x, added, norm.weight, norm.eps)
+
+        inputs = self._random(5, dim), self._random(5, dim)
+        return Trial("sums and norms", fused, plain, inputs, case=dim)
+
+    def gate(self) -> Trial:
+        inner = self.layer.mlp.down.in_features
+
+        def plain(product: Tensor) -> Tensor:
+            opening, up = product.chunk(2, dim=-1)
+            return gated(opening, up)
+
+        product = self._random(5, 2 * inner)
+        return Trial("gates", lambda x: _gate()(x), plain, (product,), case=inner)
+
+    def turn_and_store(self) -> Trial:
+        size, tokens = self.layer.attention.head_dim, 5
+        product = self._random(tokens, (self.heads + 2 * self.kv_heads) * size)
+        cache = self._random(2, 3, BLOCK_SIZE, self.kv_heads, size)
+        slots = torch.tensor([0, 40, 16, 31, 5], device=product.device)
+        rotate = self.decoder.rotary(Positions.packed([tokens], product.device))
+        return Trial(
+            "rotations",
+            self._fused_turn,
+            self._plain_turn,
+            (product, cache, slots, rotate.cos, rotate.sin),
+            case=(self.heads, self.kv_heads, size),
+        )
+
+    def paged_decode(self) -> Trial:
+        size = self.layer.attention.head_dim
+        blocks = -(-max(LENGTHS) // BLOCK_SIZE)
+        cache = self._random(2, len(LENGTHS) * blocks, BLOCK_SIZE, self.kv_heads, size)
+        q = self._random(len(LENGTHS), self.heads, size)
+        tables = torch.arange(len(LENGTHS) * blocks).flip(0).view(len(LENGTHS), blocks)
+        tables, lengths = tables.to(q.device), torch.tensor(LENGTHS, device=q.device)
+
+        def plain(q: Tensor, cache: Tensor, tables: Tensor, lengths: Tensor) -> Tensor:
+            span = DecodeSpan(0, tables, lengths, LENGTHS)
+            found = decode_attention(q, cache[0], cache[1], span)
+            return torch.stack([found] * len(SPLITS))
+
+        def fused(q: Tensor, cache: Tensor, tables: Tensor, lengths: Tensor) -> Tensor:
+            paged = _paged_decode()
+            return torch.stack([paged(q, *cache, tables, lengths, splits) for splits in SPLITS])
+
+        case = (self.heads, self.kv_heads, size)
+        return Trial("attention over the cache", fused, plain, (q, cache, tables, lengths), case)
+
+    def _plain_turn(
+        self, product: Tensor, cache: Tensor, slots: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        attention = self.layer.attention
+        heads = rearrange(product, "t (h d) -> t h d", d=attention.head_dim)
+        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        if attention.q_norm is not None and attention.k_norm is not None:
+            q, k = attention.q_norm(q), attention.k_norm(k)
+        rotate, cache = Rotation(cos, sin), cache.clone()
+        q, k = rotate(q), rotate(k)
+        for room, new in zip(cache, (k, v), strict=True):
+            rearrange(room, "n b h d -> (n b) h d").index_copy_(0, slots, new)
+        return torch.cat([q, k], dim=1), cache
+
+    def _fused_turn(
+        self, product: Tensor, cache: Tensor, slots: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        cache = cache.clone()
+        norms, eps = self.layer.attention.head_norms
+        return _turn_and_store()(product, cos, sin, norms, eps, *cache, slots), cache
+
+    def _random(self, *shape: int) -> Tensor:
+        """Drawn without touching the random numbers of whoever loads a model."""
+        weight = self.decoder.embedding.weight
+        numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
+        return numbers.to(weight)
+
+
+def _chosen(
+    choice: KernelChoice, trial: Trial, load: Callable[[], Callable[..., Any]]
+) -> Callable[..., Any] | None:
+    return load() if choice.prepare(trial) else None
+
+
+def _sum_norm() -> Callable[..., tuple[Tensor, Tensor]]:
+    from internvl2.model.triton_kernels.sum_norm import sum_norm
+
+    return sum_norm
+
+
+def _gate() -> Callable[..., Tensor]:
+    from internvl2.model.triton_kernels.gate import gate
+
+    return gate
+
+
+def _turn_and_store() -> Callable[..., Tensor]:
+    from internvl2.model.triton_kernels.turn_and_store import turn_and_store
+
+    return turn_and_store
+
+
+def _paged_decode() -> Callable[..., Tensor]:
+    from internvl2.model.triton_kernels.paged_decode import paged_decode
+
+    return paged_decode

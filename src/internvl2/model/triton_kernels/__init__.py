@@ -1,0 +1,1 @@
+"""Fused kernels in Triton for CUDA devices; imported only where one is about to run."""

@@ -1,0 +1,130 @@
+"""What becomes of the joined product of queries, keys and values, up to attention, in one kernel.
+
+Queries and keys are normed head by head where the model does that, and turned by their positions;
+new keys and values go to their slots of the cache.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+HEADS = 8
+"""Heads of a token that a program takes."""
+
+
+def turn_and_store(
+    product: Float[Tensor, "tokens wide"],
+    cos: Float[Tensor, "tokens half"],
+    sin: Float[Tensor, "tokens half"],
+    norms: tuple[Float[Tensor, " head_dim"], Float[Tensor, " head_dim"]] | None,
+    eps: float,
+    keys: Float[Tensor, "blocks block_size kv_heads head_dim"],
+    values: Float[Tensor, "blocks block_size kv_heads head_dim"],
+    slots: Int[Tensor, " tokens"],
+) -> Float[Tensor, "tokens turning head_dim"]:
+    """Queries, and behind them keys, as attention reads them; keys and values are in the cache.
+
+    `norms` are the weights for queries and for keys.
+    """
+    tokens = product.shape[0]
+    kv_heads, size = keys.shape[2:]
+    turning = product.shape[1] // size - kv_heads
+    turned = torch.empty(tokens, turning, size, dtype=product.dtype, device=product.device)
+    q_weight, k_weight = (turned, turned) if norms is None else norms
+    _turn[(tokens, triton.cdiv(turning + kv_heads, HEADS))](
+        product,
+        cos,
+        sin,
+        q_weight,
+        k_weight,
+        slots,
+        turned,
+        keys,
+        values,
+        eps,
+        product.stride(0),
+        keys.stride(0),
+        keys.stride(1),
+        keys.stride(2),
+        turning=turning,
+        kv_heads=kv_heads,
+        half=size // 2,
+        width=triton.next_power_of_2(size // 2),
+        block_size=keys.shape[1],
+        tile=HEADS,
+        is_normed=norms is not None,
+        num_warps=2,
+    )
+    return turned
+
+
+@triton.jit
+def _turn(
+    product: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    q_weight: tl.tensor,
+    k_weight: tl.tensor,
+    slots: tl.tensor,
+    turned: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    eps: float,
+    stride: int,
+    block_stride: int,
+    slot_stride: int,
+    head_stride: int,
+    turning: tl.constexpr,
+    kv_heads: tl.constexpr,
+    half: tl.constexpr,
+    width: tl.constexpr,
+    block_size: tl.constexpr,
+    tile: tl.constexpr,
+    is_normed: tl.constexpr,
+) -> None:
+    """Some heads of one token, each as the two halves that turn against each other."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * tile + tl.arange(0, tile)
+    column = tl.arange(0, width)
+    is_column = column < half
+    queries: tl.constexpr = turning - kv_heads
+    is_inside = (head < turning + kv_heads)[:, None] & is_column[None, :]
+    at = token * stride + head[:, None] * (2 * half) + column[None, :]
+    first = tl.load(product + at, mask=is_inside, other=0.0).to(tl.float32)
+    second = tl.load(product + at + half, mask=is_inside, other=0.0).to(tl.float32)
+    # Values stay as they are; they go to the cache alone.
+    is_value = (head >= turning)[:, None]
+    slot = tl.load(slots + token).to(tl.int64)
+    cached = slot // block_size * block_stride + slot % block_size * slot_stride
+    value_at = cached + (head - turning)[:, None] * head_stride + column[None, :]
+    numbers = values.dtype.element_ty
+    tl.store(values + value_at, first.to(numbers), mask=is_inside & is_value)
+    tl.store(values + value_at + half, second.to(numbers), mask=is_inside & is_value)
+    if is_normed:
+        squares = tl.sum(first * first, 1) + tl.sum(second * second, 1)
+        scale = tl.rsqrt(squares / (2 * half) + eps)[:, None]
+        is_query = (head < queries)[:, None]
+        weight = tl.where(
+            is_query,
+            tl.load(q_weight + column, mask=is_column, other=0.0).to(tl.float32)[None, :],
+            tl.load(k_weight + column, mask=is_column, other=0.0).to(tl.float32)[None, :],
+        )
+        first = (first * scale * weight).to(numbers).to(tl.float32)
+        weight = tl.where(
+            is_query,
+            tl.load(q_weight + half + column, mask=is_column, other=0.0).to(tl.float32)[None, :],
+            tl.load(k_weight + half + column, mask=is_column, other=0.0).to(tl.float32)[None, :],
+        )
+        second = (second * scale * weight).to(numbers).to(tl.float32)
+    c = tl.load(cos + token * half + column, mask=is_column, other=0.0)[None, :]
+    s = tl.load(sin + token * half + column, mask=is_column, other=0.0)[None, :]
+    one, other = (first * c - second * s).to(numbers), (second * c + first * s).to(numbers)
+    out_at = (token * turning + head[:, None]) * (2 * half) + column[None, :]
+    tl.store(turned + out_at, one, mask=is_inside & ~is_value)
+    tl.store(turned + out_at + half, other, mask=is_inside & ~is_value)
+    is_key = (head >= queries)[:, None] & ~is_value
+    key_at = cached + (head - queries)[:, None] * head_stride + column[None, :]
+    tl.store(keys + key_at, one, mask=is_inside & is_key)
+    tl.store(keys + key_at + half, other, mask=is_inside & is_key)
