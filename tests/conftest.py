@@ -1,6 +1,7 @@
 """Recorded data: where it lies, how it is read, and who may use it."""
 
 import json
+import os
 import signal
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,12 +20,17 @@ torch.set_num_threads(1)
 # What a shell starts in the background ignores Ctrl-C, and so would the programs that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if not torch.cuda.is_available():
+    # Kernels in Triton run in its interpreter then, which is decided when it is first imported.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 NEEDS = {
     "tyro": ["test_cli*.py", "test_docs_training.py", "test_nano.py"],
     "av": ["*/test_video.py", "*/test_preprocessing.py"],
     "rapidfuzz": ["*/test_metrics.py", "*/test_evaluate.py"],
+    "triton": ["*/triton_kernels/test_*.py"],
 }
-"""Tests that a machine with PyTorch alone, such as one with a GPU, cannot import."""
+"""Tests of what a machine may lack: with PyTorch for GPUs alone, or with PyTorch for CPUs."""
 collect_ignore_glob = [
     pattern for package, tests in NEEDS.items() if find_spec(package) is None for pattern in tests
 ]

@@ -1,6 +1,8 @@
-"""A filled model as an engine wants it: its matrices in the order that its device reads fastest."""
+"""A filled model as an engine wants it: its matrices and kernels as its device is fastest with."""
 
+from internvl2.model.fused import fuse
 from internvl2.model.internvl import InternVL
+from internvl2.model.kernel_choice import KernelChoice
 from internvl2.model.packed import can_pack, pack_linears
 
 
@@ -9,4 +11,6 @@ def prepare(model: InternVL) -> InternVL:
     weight = model.decoder.embedding.weight
     if can_pack(weight.device, weight.dtype):
         pack_linears(model)
+    elif weight.device.type == "cuda":
+        fuse(model.decoder, KernelChoice())
     return model

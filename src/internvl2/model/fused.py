@@ -21,7 +21,7 @@ from internvl2.model.rotary import Positions, Rotation
 from internvl2.model.spans import DecodeSpan
 
 BLOCK_SIZE = 16
-LENGTHS = (1, BLOCK_SIZE, BLOCK_SIZE + 1, 500)
+LENGTHS = (1, BLOCK_SIZE, BLOCK_SIZE + 1, 150)
 """Tokens of the sequences in a trial."""
 SPLITS = (None, 1, 3)
 """Of attention in a trial: as many as are usual there, one, and several."""

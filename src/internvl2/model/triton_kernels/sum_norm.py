@@ -18,9 +18,15 @@ def sum_norm(
     x, added = x.contiguous(), added.contiguous()
     total, normed = torch.empty_like(x), torch.empty_like(x)
     width = triton.next_power_of_2(dim)
-    warps = 4 if width <= 2048 else 8 if width <= 4096 else 16
-    _sum_norm[(rows,)](x, added, weight, total, normed, eps, dim=dim, width=width, num_warps=warps)
+    _sum_norm[(rows,)](
+        x, added, weight, total, normed, eps, dim=dim, width=width, num_warps=warps_for(width)
+    )
     return total, normed
+
+
+def warps_for(width: int) -> int:
+    """So many that each thread has 16 to 32 numbers of a row."""
+    return max(4, min(16, width // 512))
 
 
 @triton.jit

@@ -1,0 +1,98 @@
+"""Every kernel compiles for Hopper GPUs, into code that keeps its numbers in registers."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.compiled]
+
+SCRIPT = """
+import json, os, subprocess, sys, tempfile
+from pathlib import Path
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from internvl2.model.triton_kernels import gate, paged_decode, sum_norm, turn_and_store
+
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+def compiled(kernel, pointers, numbers, constants, **options):
+    names = kernel.arg_names
+    kinds = dict.fromkeys(names, "constexpr") | {n: "i32" for n in numbers} | pointers
+    kinds |= {name: "fp32" for name in ("scale", "eps") if name in names}
+    aligned = [n for n in names if kinds[n].startswith("*") or n.endswith("stride")]
+    source = ASTSource(
+        kernel,
+        kinds,
+        {(names.index(name),): value for name, value in constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([TOOL, "-res-usage", file.name], capture_output=True, text=True)
+    print(kernel.__name__, constants, built.metadata.shared, usage.stdout.replace(chr(10), " "))
+
+strides = ["q_stride", "q_head_stride", "block_stride", "slot_stride", "head_stride"]
+for size, group in ((64, 7), (96, 1), (128, 8)):
+    width = triton.next_power_of_2(size)
+    for is_split in (True, False):
+        found = "*fp32" if is_split else "*bf16"
+        compiled(
+            paged_decode._attend_split,
+            {"q": "*bf16", "keys": "*bf16", "values": "*bf16", "tables": "*i64", "lengths": "*i64",
+             "parts": found, "weights": found},
+            [*strides, "table_stride"],
+            {"group": group, "rows": 16, "size": size, "width": width, "block_size": 16,
+             "tile": paged_decode.TILE, "is_split": is_split, "is_interpreted": False},
+            num_warps=4, num_stages=3,
+        )
+    compiled(
+        paged_decode._join_splits,
+        {"parts": "*fp32", "weights": "*fp32", "lengths": "*i64", "out": "*bf16"},
+        ["splits"],
+        {"size": size, "width": width, "most": paged_decode.MOST_SPLITS,
+         "tile": paged_decode.TILE},
+        num_warps=4,
+    )
+    compiled(
+        turn_and_store._turn,
+        {"product": "*bf16", "cos": "*fp32", "sin": "*fp32", "q_weight": "*bf16",
+         "k_weight": "*bf16", "slots": "*i64", "turned": "*bf16", "keys": "*bf16",
+         "values": "*bf16"},
+        ["stride", "block_stride", "slot_stride", "head_stride"],
+        {"turning": 2 * (group + 1), "kv_heads": 2, "half": size // 2, "width": width // 2,
+         "block_size": 16, "tile": turn_and_store.HEADS, "is_normed": True},
+        num_warps=2,
+    )
+for dim in (896, 4096, 8192):
+    compiled(
+        sum_norm._sum_norm,
+        dict.fromkeys(["x", "added", "weight", "total", "normed"], "*bf16"),
+        [],
+        {"dim": dim, "width": triton.next_power_of_2(dim)},
+        num_warps=sum_norm.warps_for(triton.next_power_of_2(dim)),
+    )
+compiled(gate._gate, {"product": "*bf16", "out": "*bf16"}, [], {"inner": 4864, "tile": gate.TILE})
+"""
+
+
+def test_kernels_compile_for_hopper_and_spill_nothing(monkeypatch):
+    triton = pytest.importorskip("triton")
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    if not (tools / "ptxas").exists():
+        pytest.skip("this build of Triton has no ptxas")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert len(lines) == 16
+    for line in lines:
+        usage = re.search(r"REG:(\d+) STACK:(\d+)", line)
+        assert usage, line
+        assert int(usage[1]) <= 128, line
+        assert int(usage[2]) <= 16, line
