@@ -37,7 +37,6 @@ def compiled(kernel, pointers, numbers, constants, **options):
         usage = subprocess.run([TOOL, "-res-usage", file.name], capture_output=True, text=True)
     print(kernel.__name__, constants, built.metadata.shared, usage.stdout.replace(chr(10), " "))
 
-strides = ["q_stride", "q_head_stride", "block_stride", "slot_stride", "head_stride"]
 for size, group in ((64, 7), (96, 1), (128, 8)):
     width = triton.next_power_of_2(size)
     for is_split in (True, False):
@@ -46,7 +45,7 @@ for size, group in ((64, 7), (96, 1), (128, 8)):
             paged_decode._attend_split,
             {"q": "*bf16", "keys": "*bf16", "values": "*bf16", "tables": "*i64", "lengths": "*i64",
              "parts": found, "weights": found},
-            [*strides, "table_stride"],
+            ["q_stride", "table_stride"],
             {"group": group, "rows": 16, "size": size, "width": width, "block_size": 16,
              "tile": paged_decode.TILE, "is_split": is_split, "is_interpreted": False},
             num_warps=4, num_stages=3,
@@ -64,9 +63,9 @@ for size, group in ((64, 7), (96, 1), (128, 8)):
         {"product": "*bf16", "cos": "*fp32", "sin": "*fp32", "q_weight": "*bf16",
          "k_weight": "*bf16", "slots": "*i64", "turned": "*bf16", "keys": "*bf16",
          "values": "*bf16"},
-        ["stride", "block_stride", "slot_stride", "head_stride"],
+        [],
         {"turning": 2 * (group + 1), "kv_heads": 2, "half": size // 2, "width": width // 2,
-         "block_size": 16, "tile": turn_and_store.HEADS, "is_normed": True},
+         "tile": turn_and_store.HEADS, "is_normed": True},
         num_warps=2,
     )
 for dim in (896, 4096, 8192):

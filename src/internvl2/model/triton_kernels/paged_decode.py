@@ -35,15 +35,18 @@ def paged_decode(
     """
     sequences, heads, size = q.shape
     block_size, kv_heads = keys.shape[1:3]
-    q, block_tables = _rows_apart(q), _rows_apart(block_tables)
+    assert keys.is_contiguous(), "the kernel reads caches without gaps"
+    assert values.is_contiguous(), "the kernel reads caches without gaps"
+    assert q.stride()[1:] == (size, 1), "the kernel reads heads that follow each other"
+    assert block_tables.stride(1) == 1, "the kernel reads tables whose entries follow each other"
     if splits is None:
         splits = splits_for(q.device, sequences * kv_heads, block_tables.shape[1] * block_size)
     out = torch.empty(sequences, heads, size, dtype=q.dtype, device=q.device)
     parts, weights = out, out
     if splits > 1:
-        shape = (sequences, heads, splits)
-        parts = torch.empty(*shape, size, dtype=torch.float32, device=q.device)
-        weights = torch.empty(shape, dtype=torch.float32, device=q.device)
+        parts = torch.empty(sequences, heads, splits, size, dtype=torch.float32, device=q.device)
+        weights = torch.empty(sequences, heads, splits, dtype=torch.float32, device=q.device)
+    width = triton.next_power_of_2(size)
     _attend_split[(sequences, kv_heads, splits)](
         q,
         keys,
@@ -54,15 +57,11 @@ def paged_decode(
         weights,
         size**-0.5 * LOG2_E,
         q.stride(0),
-        q.stride(1),
-        keys.stride(0),
-        keys.stride(1),
-        keys.stride(2),
         block_tables.stride(0),
         group=heads // kv_heads,
         rows=max(FEWEST_ROWS, triton.next_power_of_2(heads // kv_heads)),
         size=size,
-        width=triton.next_power_of_2(size),
+        width=width,
         block_size=block_size,
         tile=TILE,
         is_split=splits > 1,
@@ -71,18 +70,8 @@ def paged_decode(
         num_stages=3 if q.element_size() == 2 else 2,  # more would not fit in registers
     )
     if splits > 1:
-        _join_splits[(sequences, heads)](
-            parts,
-            weights,
-            lengths,
-            out,
-            splits,
-            size=size,
-            width=triton.next_power_of_2(size),
-            most=MOST_SPLITS,
-            tile=TILE,
-            num_warps=4,
-        )
+        constants = {"size": size, "width": width, "most": MOST_SPLITS, "tile": TILE}
+        _join_splits[(sequences, heads)](parts, weights, lengths, out, splits, **constants)
     return out
 
 
@@ -93,11 +82,6 @@ def splits_for(device: torch.device, programs: int, longest: int) -> int:
         processors = torch.cuda.get_device_properties(device).multi_processor_count
     wanted = -(-processors * PROGRAMS_PER_PROCESSOR // programs)
     return max(1, min(wanted, -(-longest // TILE), MOST_SPLITS))
-
-
-def _rows_apart(x: Tensor) -> Tensor:
-    """Tensors whose innermost numbers follow each other, as the kernel reads them."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 @triton.jit(do_not_specialize=["table_stride"])
@@ -111,10 +95,6 @@ def _attend_split(
     weights: tl.tensor,
     scale: float,
     q_stride: int,
-    q_head_stride: int,
-    block_stride: int,
-    slot_stride: int,
-    head_stride: int,
     table_stride: int,
     group: tl.constexpr,
     rows: tl.constexpr,
@@ -126,51 +106,58 @@ def _attend_split(
     is_interpreted: tl.constexpr,
 ) -> None:
     """One split of one sequence, for all the query heads that share a key head."""
-    sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    splits = tl.num_programs(2)
+    sequence, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    kv_heads, splits = tl.num_programs(1), tl.num_programs(2)
     length = tl.load(lengths + sequence).to(tl.int32)
-    share = tl.cdiv(tl.cdiv(length, tile), splits) * tile
-    start = split * share
-    stop = tl.minimum(start + share, length)
+    start = split * _share(length, splits, tile)
+    stop = tl.minimum(start + _share(length, splits, tile), length)
     if start >= stop:
         return
-    row = tl.arange(0, rows)
-    column = tl.arange(0, width)
+    row, column = tl.arange(0, rows), tl.arange(0, width)
     head = kv_head * group + row
     is_inside = (row < group)[:, None] & (column < size)[None, :]
-    q_at = sequence.to(tl.int64) * q_stride + head[:, None] * q_head_stride + column[None, :]
+    q_at = sequence * q_stride + head[:, None] * size + column[None, :]
     query = tl.load(q + q_at, mask=is_inside, other=0.0)
     highest = tl.full([rows], float("-inf"), tl.float32)
     total = tl.zeros([rows], tl.float32)
     found = tl.zeros([rows, width], tl.float32)
-    table = tables + sequence.to(tl.int64) * table_stride
     for first in range(start, stop, tile):
         token = first + tl.arange(0, tile)
         is_seen = token < stop
-        block = tl.load(table + token // block_size, mask=is_seen, other=0).to(tl.int64)
-        at = block * block_stride + (token % block_size) * slot_stride + kv_head * head_stride
+        entry = tables + sequence * table_stride + token // block_size
+        slot = tl.load(entry, mask=is_seen, other=0).to(tl.int64) * block_size + token % block_size
+        at = ((slot * kv_heads + kv_head) * size)[:, None] + column[None, :]
         is_read = is_seen[:, None] & (column < size)[None, :]
-        key = tl.load(keys + at[:, None] + column[None, :], mask=is_read, other=0.0)
-        value = tl.load(values + at[:, None] + column[None, :], mask=is_read, other=0.0)
-        if is_interpreted:  # where products know no bf16
-            query, key, value = query.to(tl.float32), key.to(tl.float32), value.to(tl.float32)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        key = tl.load(keys + at, mask=is_read, other=0.0)
+        value = tl.load(values + at, mask=is_read, other=0.0)
+        score = _product(query, tl.trans(key), is_interpreted) * scale
         score = tl.where(is_seen[None, :], score, float("-inf"))
         higher = tl.maximum(highest, tl.max(score, 1))
-        weight = tl.exp2(score - higher[:, None])
-        shrink = tl.exp2(highest - higher)
+        weight, shrink = tl.exp2(score - higher[:, None]), tl.exp2(highest - higher)
         total = total * shrink + tl.sum(weight, 1)
-        found = found * shrink[:, None]
-        found += tl.dot(weight.to(value.dtype), value, input_precision="ieee")
+        found *= shrink[:, None]
+        found += _product(weight.to(value.dtype), value, is_interpreted)
         highest = higher
-    found = found / total[:, None]
-    heads = tl.num_programs(1) * group
-    place = sequence.to(tl.int64) * heads + head
+    place = sequence * kv_heads * group + head
     if is_split:
         place = place * splits + split
         tl.store(weights + place, highest + tl.log2(total), mask=row < group)
     out_at = place[:, None] * size + column[None, :]
-    tl.store(parts + out_at, found.to(parts.dtype.element_ty), mask=is_inside)
+    tl.store(parts + out_at, (found / total[:, None]).to(parts.dtype.element_ty), mask=is_inside)
+
+
+@triton.jit
+def _share(length: tl.tensor, splits: tl.tensor, tile: tl.constexpr) -> tl.tensor:
+    """How many tokens of a sequence a split gets, whole tiles; the last ones may get none."""
+    return tl.cdiv(tl.cdiv(length, tile), splits) * tile
+
+
+@triton.jit
+def _product(one: tl.tensor, other: tl.tensor, is_interpreted: tl.constexpr) -> tl.tensor:
+    """Summed in fp32; Triton's interpreter multiplies no bf16."""
+    if is_interpreted:
+        one, other = one.to(tl.float32), other.to(tl.float32)
+    return tl.dot(one, other, input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -189,9 +176,8 @@ def _join_splits(
     sequence, head = tl.program_id(0), tl.program_id(1)
     heads = tl.num_programs(1)
     length = tl.load(lengths + sequence).to(tl.int32)
-    share = tl.cdiv(tl.cdiv(length, tile), splits) * tile
     split = tl.arange(0, most)
-    is_used = split * share < length
+    is_used = split * _share(length, splits, tile) < length
     column = tl.arange(0, width)
     first = (sequence.to(tl.int64) * heads + head) * splits
     weight = tl.load(weights + first + split, mask=is_used, other=float("-inf"))

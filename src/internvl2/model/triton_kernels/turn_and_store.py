@@ -30,13 +30,15 @@ def turn_and_store(
     """
     tokens = product.shape[0]
     kv_heads, size = keys.shape[2:]
+    assert keys.is_contiguous(), "the kernel writes caches without gaps"
+    assert values.is_contiguous(), "the kernel writes caches without gaps"
     turning = product.shape[1] // size - kv_heads
     turned = torch.empty(tokens, turning, size, dtype=product.dtype, device=product.device)
     q_weight, k_weight = (turned, turned) if norms is None else norms
     _turn[(tokens, triton.cdiv(turning + kv_heads, HEADS))](
-        product,
-        cos,
-        sin,
+        product.contiguous(),
+        cos.contiguous(),
+        sin.contiguous(),
         q_weight,
         k_weight,
         slots,
@@ -44,15 +46,10 @@ def turn_and_store(
         keys,
         values,
         eps,
-        product.stride(0),
-        keys.stride(0),
-        keys.stride(1),
-        keys.stride(2),
         turning=turning,
         kv_heads=kv_heads,
         half=size // 2,
         width=triton.next_power_of_2(size // 2),
-        block_size=keys.shape[1],
         tile=HEADS,
         is_normed=norms is not None,
         num_warps=2,
@@ -72,59 +69,58 @@ def _turn(
     keys: tl.tensor,
     values: tl.tensor,
     eps: float,
-    stride: int,
-    block_stride: int,
-    slot_stride: int,
-    head_stride: int,
     turning: tl.constexpr,
     kv_heads: tl.constexpr,
     half: tl.constexpr,
     width: tl.constexpr,
-    block_size: tl.constexpr,
     tile: tl.constexpr,
     is_normed: tl.constexpr,
 ) -> None:
     """Some heads of one token, each as the two halves that turn against each other."""
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * tile + tl.arange(0, tile)
-    column = tl.arange(0, width)
+    head = (tl.program_id(1) * tile + tl.arange(0, tile))[:, None]
+    column = tl.arange(0, width)[None, :]
     is_column = column < half
-    queries: tl.constexpr = turning - kv_heads
-    is_inside = (head < turning + kv_heads)[:, None] & is_column[None, :]
-    at = token * stride + head[:, None] * (2 * half) + column[None, :]
-    first = tl.load(product + at, mask=is_inside, other=0.0).to(tl.float32)
-    second = tl.load(product + at + half, mask=is_inside, other=0.0).to(tl.float32)
+    is_query, is_value = head < turning - kv_heads, head >= turning
+    is_inside = (head < turning + kv_heads) & is_column
+    at = (token * (turning + kv_heads) + head) * (2 * half) + column
+    first = tl.load(product + at, mask=is_inside, other=0.0)
+    second = tl.load(product + at + half, mask=is_inside, other=0.0)
     # Values stay as they are; they go to the cache alone.
-    is_value = (head >= turning)[:, None]
-    slot = tl.load(slots + token).to(tl.int64)
-    cached = slot // block_size * block_stride + slot % block_size * slot_stride
-    value_at = cached + (head - turning)[:, None] * head_stride + column[None, :]
-    numbers = values.dtype.element_ty
-    tl.store(values + value_at, first.to(numbers), mask=is_inside & is_value)
-    tl.store(values + value_at + half, second.to(numbers), mask=is_inside & is_value)
+    cached = tl.load(slots + token).to(tl.int64) * kv_heads
+    value_at = (cached + head - turning) * (2 * half) + column
+    tl.store(values + value_at, first, mask=is_inside & is_value)
+    tl.store(values + value_at + half, second, mask=is_inside & is_value)
+    numbers = product.dtype.element_ty
+    first, second = first.to(tl.float32), second.to(tl.float32)
     if is_normed:
         squares = tl.sum(first * first, 1) + tl.sum(second * second, 1)
         scale = tl.rsqrt(squares / (2 * half) + eps)[:, None]
-        is_query = (head < queries)[:, None]
-        weight = tl.where(
-            is_query,
-            tl.load(q_weight + column, mask=is_column, other=0.0).to(tl.float32)[None, :],
-            tl.load(k_weight + column, mask=is_column, other=0.0).to(tl.float32)[None, :],
-        )
+        weight = _weight(q_weight, k_weight, column, is_query, is_column)
         first = (first * scale * weight).to(numbers).to(tl.float32)
-        weight = tl.where(
-            is_query,
-            tl.load(q_weight + half + column, mask=is_column, other=0.0).to(tl.float32)[None, :],
-            tl.load(k_weight + half + column, mask=is_column, other=0.0).to(tl.float32)[None, :],
-        )
+        weight = _weight(q_weight + half, k_weight + half, column, is_query, is_column)
         second = (second * scale * weight).to(numbers).to(tl.float32)
-    c = tl.load(cos + token * half + column, mask=is_column, other=0.0)[None, :]
-    s = tl.load(sin + token * half + column, mask=is_column, other=0.0)[None, :]
+    c = tl.load(cos + token * half + column, mask=is_column, other=0.0)
+    s = tl.load(sin + token * half + column, mask=is_column, other=0.0)
     one, other = (first * c - second * s).to(numbers), (second * c + first * s).to(numbers)
-    out_at = (token * turning + head[:, None]) * (2 * half) + column[None, :]
+    out_at = (token * turning + head) * (2 * half) + column
     tl.store(turned + out_at, one, mask=is_inside & ~is_value)
     tl.store(turned + out_at + half, other, mask=is_inside & ~is_value)
-    is_key = (head >= queries)[:, None] & ~is_value
-    key_at = cached + (head - queries)[:, None] * head_stride + column[None, :]
+    key_at = (cached + head - (turning - kv_heads)) * (2 * half) + column
+    is_key = ~is_query & ~is_value
     tl.store(keys + key_at, one, mask=is_inside & is_key)
     tl.store(keys + key_at + half, other, mask=is_inside & is_key)
+
+
+@triton.jit
+def _weight(
+    q_weight: tl.tensor,
+    k_weight: tl.tensor,
+    column: tl.tensor,
+    is_query: tl.tensor,
+    is_column: tl.tensor,
+) -> tl.tensor:
+    """What each head's numbers are multiplied with behind its norm."""
+    of_query = tl.load(q_weight + column, mask=is_column, other=0.0).to(tl.float32)
+    of_key = tl.load(k_weight + column, mask=is_column, other=0.0).to(tl.float32)
+    return tl.where(is_query, of_query, of_key)
