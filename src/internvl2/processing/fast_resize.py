@@ -26,20 +26,21 @@ def resample(
     if pixels.shape[axis] == length:
         return pixels
     pixels = np.ascontiguousarray(pixels)
-    resized = _with_short_weights(pixels, axis, length)
-    negative = _with_short_weights(~pixels, axis, length)
+    height, width = (length if one == axis else pixels.shape[one] for one in (0, 1))
+    resized = resample_roughly(pixels, height, width)
+    negative = resample_roughly(~pixels, height, width)
     doubtful = _differing(resized, ~negative)
     resized.reshape(-1)[doubtful] = _with_long_weights(pixels, axis, length, doubtful)
     return resized
 
 
-def _with_short_weights(
-    pixels: UInt8[np.ndarray, "rows columns 3"], axis: int, length: int
+def resample_roughly(
+    pixels: UInt8[np.ndarray, "rows columns 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels along both axes with the short weights alone: few are off by more than one."""
     import torch  # heavy, and only needed here
     import torch.nn.functional as F
 
-    height, width = (length if one == axis else pixels.shape[one] for one in (0, 1))
     # A view with the channels last, in which the kernel for bytes is fastest.
     picture = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     resized = F.interpolate(picture, size=(height, width), mode="bicubic", antialias=True)

@@ -263,7 +263,7 @@ def _install(path: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS) and None)
     given: _Given = pickle.loads(path.read_bytes())
     _GIVEN.set(given)
-    if given.dataset.processor.pictures.arithmetic == "fast":
+    if given.dataset.processor.pictures.arithmetic != "exact":
         import torch
 
         torch.set_num_threads(1)  # each worker has one core; threads would wait for one another
