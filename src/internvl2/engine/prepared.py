@@ -1,6 +1,7 @@
 """A filled model as an engine wants it: its matrices and kernels as its device is fastest with."""
 
 from internvl2.model.fused import fuse
+from internvl2.model.fused_vision import fuse_vision
 from internvl2.model.internvl import InternVL
 from internvl2.model.kernel_choice import KernelChoice
 from internvl2.model.packed import can_pack, pack_linears
@@ -12,5 +13,7 @@ def prepare(model: InternVL) -> InternVL:
     if can_pack(weight.device, weight.dtype):
         pack_linears(model)
     elif weight.device.type == "cuda":
-        fuse(model.decoder, KernelChoice())
+        choice = KernelChoice()
+        fuse(model.decoder, choice)
+        fuse_vision(model.vision, choice)
     return model

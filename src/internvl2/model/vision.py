@@ -3,7 +3,8 @@
 Source of the formulas: `modeling_intern_vit.py` of the official code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from internvl2.config import VisionConfig
 from internvl2.model.attention import full_attention
 from internvl2.model.initial import normal
 from internvl2.model.kernels import RMSNorm
+from internvl2.model.vision_kernels import PLAIN, VisionKernels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,14 +35,42 @@ class VisionTower(nn.Module):
         self.patch_embedding = nn.Conv2d(3, config.hidden_size, patch, stride=patch)
         rates = torch.linspace(0, config.drop_path_rate, config.num_layers, device="cpu").tolist()
         self.layers = nn.ModuleList(VisionLayer(config, rate) for rate in rates)
+        self.kernels = PLAIN
 
     def forward(
         self, pixels: Float[Tensor, "tiles 3 size size"], num_layers: int | None = None
     ) -> Float[Tensor, "tiles states dim"]:
         """Hidden state after `num_layers` layers (default: all); token 0 is the class token."""
         x = self.embed(pixels)
-        for layer in self.layers[:num_layers]:
+        layers = self.layers[:num_layers]
+        if self.kernels.scaled_sum_norm is not None and len(layers):
+            return self._with_joined_norms(x, layers)
+        for layer in layers:
             x = layer(x)
+        return x
+
+    def use(self, kernels: VisionKernels) -> None:
+        """Computes with these kernels from now on; it can no longer be trained."""
+        self.kernels = kernels
+        for layer in self.layers:
+            assert isinstance(layer, VisionLayer)
+            layer.attention.kernels = layer.mlp.kernels = kernels
+
+    def _with_joined_norms(
+        self, x: Float[Tensor, "tiles states dim"], layers: Iterable[nn.Module]
+    ) -> Float[Tensor, "tiles states dim"]:
+        """The same layers; each sum is made together with the norm that reads it."""
+        add = self.kernels.scaled_sum_norm
+        assert add is not None
+        known = [layer for layer in layers if isinstance(layer, VisionLayer)]
+        normed = known[0].norm1(x)
+        for layer, following in zip_longest(known, known[1:]):
+            branch = layer.attention(normed)
+            x, normed = add(x, branch, layer.scale1, *norm_numbers(layer.norm2))
+            branch = layer.mlp(normed)
+            if following is None:
+                return x + branch * layer.scale2.to(x.dtype)
+            x, normed = add(x, branch, layer.scale2, *norm_numbers(following.norm1))
         return x
 
     def embed(
@@ -112,13 +142,26 @@ class VisionAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.q_norm = RMSNorm(dim, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(dim, eps=config.norm_eps) if config.qk_norm else None
+        self.kernels = PLAIN
 
     def forward(self, x: Float[Tensor, "tiles patches dim"]) -> Float[Tensor, "tiles patches dim"]:
         """Attend; in the 6B tower queries and keys are normalised over all heads together."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return self.proj(full_attention(q, k, v, self.num_heads))
+        q, k, v = self._normed(self.qkv(x))
+        attend = self.kernels.attend
+        if attend is None:
+            return self.proj(full_attention(q, k, v, self.num_heads))
+        q, k, v = (rearrange(part, "t p (h d) -> t h p d", h=self.num_heads) for part in (q, k, v))
+        return self.proj(rearrange(attend(q, k, v), "t h p d -> t p (h d)"))
+
+    def _normed(self, product: Float[Tensor, "tiles patches three"]) -> tuple[Tensor, ...]:
+        """Queries, keys and values out of their joined product."""
+        if self.q_norm is None or self.k_norm is None:
+            return product.chunk(3, dim=-1)
+        fused, eps = self.kernels.norm_queries_and_keys, self.q_norm.eps
+        if fused is not None and eps is not None:
+            return fused(product, self.q_norm.weight, self.k_norm.weight, eps).chunk(3, dim=-1)
+        q, k, v = product.chunk(3, dim=-1)
+        return self.q_norm(q), self.k_norm(k), v
 
 
 class VisionMLP(nn.Module):
@@ -128,10 +171,13 @@ class VisionMLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.kernels = PLAIN
 
     def forward(self, x: Float[Tensor, "tiles patches dim"]) -> Float[Tensor, "tiles patches dim"]:
         """Transform each patch by itself."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        if self.kernels.biased_gelu is None:
+            return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.kernels.biased_gelu(F.linear(x, self.fc1.weight), self.fc1.bias))
 
 
 def normalize(
@@ -145,6 +191,15 @@ def normalize(
 def _filled(numbers: Sequence[float], like: Tensor) -> Float32[Tensor, " numbers"]:
     """Numbers on another tensor's device; a copy from the host would wait for the device."""
     return torch.stack([torch.full((), number, device=like.device) for number in numbers])
+
+
+def norm_numbers(norm: nn.Module) -> tuple[Tensor, Tensor | None, float]:
+    """Weight, bias and epsilon of a norm, as its fused kernel takes them."""
+    if isinstance(norm, nn.LayerNorm):
+        return norm.weight, norm.bias, norm.eps
+    assert isinstance(norm, RMSNorm)
+    assert norm.eps is not None
+    return norm.weight, None, norm.eps
 
 
 def _norm(config: VisionConfig) -> nn.Module:
