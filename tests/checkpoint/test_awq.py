@@ -16,7 +16,8 @@ from internvl2.checkpoint.store import load, load_model, save
 from internvl2.cli.info import describe
 from internvl2.engine.engine import Engine
 from internvl2.engine.sequence import SamplingParams
-from internvl2.model.low_bit import Int4Linear, quantization_of, stored_bytes
+from internvl2.model.int4 import Int4Linear
+from internvl2.model.low_bit import quantization_of, stored_bytes
 from internvl2.model.quantize import linear_maps
 from internvl2.processing.conversation import Message
 

@@ -8,18 +8,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
-from internvl2.model import low_bit
+from internvl2.model import int4, low_bit
+from internvl2.model.int4 import Groups, Int4Linear, quantize_groups
 from internvl2.model.internvl import random_model
 from internvl2.model.low_bit import (
     LINEARS,
     Fp8Linear,
-    Groups,
-    Int4Linear,
     Int8Linear,
     quantization_of,
     quantize_for_answers,
     quantize_fp8,
-    quantize_groups,
     require_quantization,
     stored_bytes,
 )
@@ -32,7 +30,7 @@ CONFIG = InternVLConfig(
     image_token_id=7,
 )
 BITS = {"int8": 8, "fp8": 8, "int4": 4}
-ROWS = (1, low_bit.INT8_ROWS, low_bit.INT8_ROWS + 1, low_bit.INT4_ROWS + 1)
+ROWS = (1, low_bit.INT8_ROWS, low_bit.INT8_ROWS + 1, int4.INT4_ROWS + 1)
 CPU = torch.device("cpu")
 
 
@@ -124,7 +122,7 @@ def test_torch_reads_four_bit_weights_in_an_order_that_is_known_here():
     known = torch.backends.cpu.get_cpu_capability()
     if known not in ("AVX2", "AVX512"):
         pytest.skip(f"{known} is not measured")
-    assert low_bit._kernel_block() == {"AVX2": 32, "AVX512": 64}[known]
+    assert int4._kernel_block() == {"AVX2": 32, "AVX512": 64}[known]
 
 
 @pytest.mark.parametrize("name", LINEARS)

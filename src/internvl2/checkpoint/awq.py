@@ -19,7 +19,7 @@ from torch import Tensor
 
 from internvl2.checkpoint.fields import Section, read_json
 from internvl2.checkpoint.files import Stored, TensorSource
-from internvl2.model.low_bit import MIDDLE, Groups
+from internvl2.model.int4 import MIDDLE, Groups
 
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Which four bits of an int32 each of eight outputs is in."""

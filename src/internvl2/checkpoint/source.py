@@ -31,8 +31,8 @@ from internvl2.checkpoint.lora_files import (
     with_adapter,
 )
 from internvl2.config import InternVLConfig
+from internvl2.model.int4 import Groups
 from internvl2.model.internvl import InternVL
-from internvl2.model.low_bit import Groups
 
 SHOWN = 10
 """How many faulty tensors one message lists."""

@@ -18,9 +18,9 @@ from internvl2.checkpoint.layouts import rules
 from internvl2.checkpoint.source import Checkpoint, open_checkpoint
 from internvl2.checkpoint.writing import MAX_SHARD_BYTES, Writing, write_weights
 from internvl2.config import InternVLConfig, Quantization
+from internvl2.model.int4 import Int4Linear
 from internvl2.model.internvl import InternVL
 from internvl2.model.low_bit import (
-    Int4Linear,
     quantization_of,
     quantize_for_answers,
     require_quantization,

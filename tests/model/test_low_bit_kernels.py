@@ -1,0 +1,156 @@
+"""Kernels for matrices in 8 and 4 bits against exact products of the same numbers.
+
+They run on a GPU where there is one, else interpreted on the CPU.
+"""
+
+import os
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import repeat
+from torch import nn
+
+from internvl2.model.int4 import Groups, RowOrder, quantize_groups
+from internvl2.model.low_bit import Fp8Linear, Int8Linear
+from internvl2.model.low_bit_linear import LowBitLinear, Tiles, Vectors
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu" and "triton" not in sys.modules:
+    os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton")
+
+SHAPES = [(64, 32), (128, 48), (288, 16), (480, 80)]
+"""Inputs and outputs, few of them whole tiles."""
+VECTORS = [Vectors(2, 1), Vectors(8, 2)]
+TILES = [Tiles(16, 32, 128, warps=4, stages=2), Tiles(16, 16, 128, warps=4, stages=2, shares=3)]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def numbers_of_arrays(monkeypatch):
+    """Newer NumPy does not take an array of one number for it, which the interpreter relies on."""
+    from triton.runtime import interpreter
+
+    real = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        real(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda number: number.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
+def eight_bit(kind: type[LowBitLinear], shape, dtype=torch.float32) -> LowBitLinear:
+    plain = nn.Linear(*shape, dtype=dtype).requires_grad_(False)
+    return kind(plain.weight, plain.bias).to(DEVICE)
+
+
+def states(rows: int, inputs: int, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(rows, inputs, dtype=dtype, device=DEVICE)
+
+
+def exact(few: LowBitLinear, x: torch.Tensor) -> torch.Tensor:
+    """The product of the numbers that codes and scales stand for."""
+    weight = few.codes.float().double() * few.scales.double().view(-1, 1)
+    return F.linear(x.double(), weight, few.bias.double())
+
+
+def assert_equal(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    rounding = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[found.dtype]
+    difference = (found.double() - wanted).abs().max()
+    assert difference <= rounding * wanted.abs().max()
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Fp8Linear])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("plan", VECTORS)
+def test_one_row_is_multiplied_exactly_with_eight_bits(kind, shape, plan):
+    few, x = eight_bit(kind, shape), states(1, shape[0])
+    assert_equal(few.product(x, plan), exact(few, x))
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Fp8Linear])
+@pytest.mark.parametrize("rows", [1, 2, 7, 16, 33])
+@pytest.mark.parametrize("plan", TILES)
+def test_several_rows_are_multiplied_exactly_with_eight_bits(kind, rows, plan):
+    few, x = eight_bit(kind, (288, 48)), states(rows, 288)
+    found = few.product(x, plan)
+    rounding = 3e-3 if DEVICE == "cuda" else 1e-5  # matrix units shorten fp32
+    assert (found.double() - exact(few, x)).abs().max() <= rounding * found.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Int8Linear, Fp8Linear])
+@pytest.mark.parametrize("plan", [VECTORS[1], *TILES])
+def test_eight_bits_are_rounded_once_in_half_precision(dtype, kind, plan):
+    few = eight_bit(kind, (480, 80), dtype)
+    x = states(1 if isinstance(plan, Vectors) else 7, 480, dtype)
+    found = few.product(x, plan)
+    assert found.dtype is dtype
+    assert_equal(found, exact(few, x))
+
+
+def test_outputs_need_not_be_whole_blocks():
+    few, x = eight_bit(Int8Linear, (64, 37)), states(3, 64)
+    assert_equal(few.product(x[:1], VECTORS[1]), exact(few, x[:1]))
+    found = few.product(x.half(), TILES[0])
+    assert found.shape == (3, 37)
+    assert (found - exact(few, x.half())).abs().max() <= 2e-3 * found.abs().max()
+
+
+class Rows:
+    """A four-bit matrix in the order of the kernels, on whatever device there is."""
+
+    def __init__(self, shape, group, dtype=torch.float32):
+        plain = nn.Linear(*shape, dtype=dtype).requires_grad_(False)
+        self.bias = plain.bias.to(DEVICE)
+        self.groups = quantize_groups(plain.weight.to(DEVICE), group, dtype)
+        inputs, outputs = shape
+        self.codes = torch.empty(outputs, inputs // 2, dtype=torch.uint8, device=DEVICE)
+        self.scales = torch.empty(inputs // group, outputs, 2, dtype=dtype, device=DEVICE)
+        RowOrder().pack(self.groups, self.codes, self.scales)
+
+    def product(self, x: torch.Tensor, plan: Vectors | Tiles) -> torch.Tensor:
+        from internvl2.model.triton_kernels import four_bit
+
+        words, scales = self.codes.view(torch.int32), self.scales.view(len(self.codes), -1, 2)
+        call = four_bit.vector_product if isinstance(plan, Vectors) else four_bit.tile_product
+        return call(x, words, scales, self.bias, plan)
+
+    def exact(self, x: torch.Tensor) -> torch.Tensor:
+        group = self.groups.codes.shape[1] // self.groups.scales.shape[1]
+        parts = (self.groups.scales, self.groups.offsets)
+        scales, offsets = (repeat(part.double(), "o g -> o (g n)", n=group) for part in parts)
+        weight = (self.groups.codes.double() - 8) * scales + offsets
+        return F.linear(x.double(), weight, self.bias.double())
+
+
+@pytest.mark.parametrize(("shape", "group"), [((64, 32), 32), ((288, 22), 96), ((512, 64), 128)])
+@pytest.mark.parametrize("plan", VECTORS)
+def test_one_row_is_multiplied_exactly_with_four_bits(shape, group, plan):
+    few, x = Rows(shape, group), states(1, shape[0])
+    assert_equal(few.product(x, plan), few.exact(x))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 16, 33])
+@pytest.mark.parametrize("plan", TILES)
+def test_several_rows_are_multiplied_with_four_bits(rows, plan):
+    few, x = Rows((448, 48), 64, torch.bfloat16), states(rows, 448, torch.bfloat16)
+    assert_equal(few.product(x, plan), few.exact(x))
+
+
+def test_codes_in_rows_are_unpacked_as_they_were_packed():
+    codes = torch.randint(0, 16, (6, 96), dtype=torch.uint8)
+    groups = Groups(codes, torch.randn(6, 3), torch.randn(6, 3))
+    stored, scales = torch.empty(3, 96, dtype=torch.uint8), torch.empty(3, 6, 2)
+    RowOrder().pack(groups, stored, scales)
+    found = RowOrder().unpack(stored, scales)
+    assert torch.equal(found.codes, codes)
+    assert torch.equal(found.scales, groups.scales)
+    assert torch.equal(found.offsets, groups.offsets)
