@@ -179,6 +179,52 @@ def test_fp8_goes_with_bfloat16_alone(monkeypatch):
         require_quantization("fp8", hopper, torch.float16)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", LINEARS)
+def test_maps_of_the_same_states_are_joined_without_a_change(name, bias):
+    linears = [nn.Linear(128, outputs, bias=bias).requires_grad_(False) for outputs in (64, 32, 32)]
+    few, x = [LINEARS[name](one.weight, one.bias) for one in linears], torch.randn(3, 128)
+    whole = few[0].joined(few[1:])
+    assert torch.equal(whole.weight, torch.cat([one.weight for one in few]))
+    torch.testing.assert_close(whole(x), torch.cat([one(x) for one in few], dim=-1))
+    assert whole.codes.nbytes == sum(one.codes.nbytes for one in few)
+
+
+def test_maps_with_and_without_biases_are_not_joined():
+    weight = torch.randn(32, 64)
+    with pytest.raises(AssertionError, match="with and without biases"):
+        Int8Linear(weight, None).joined([Int8Linear(weight, torch.zeros(32))])
+
+
+def test_four_bit_codes_in_rows_are_the_same_weight(monkeypatch):
+    weight = torch.randn(48, 96)
+    blocks = Int4Linear(weight, None)
+    monkeypatch.setattr(Int4Linear, "_has_rows", property(lambda _: True))
+    rows = Int4Linear(weight, None)
+    assert not torch.equal(rows.codes, blocks.codes)
+    monkeypatch.undo()
+    wanted = blocks.weight
+    monkeypatch.setattr(Int4Linear, "_has_rows", property(lambda _: True))
+    assert torch.equal(rows.weight, wanted)
+    assert torch.equal(rows.joined([rows]).weight, torch.cat([wanted, wanted]))
+
+
+def test_four_bit_codes_take_the_order_of_the_device_that_they_move_to(monkeypatch):
+    few = Int4Linear(torch.randn(48, 96), None)
+    wanted, moved = few.weight, []
+
+    def arrive(tensor: torch.Tensor) -> torch.Tensor:
+        moved.append(tensor)
+        return tensor
+
+    order = property(lambda _: len(moved) >= 2)
+    monkeypatch.setattr(Int4Linear, "_has_rows", order)
+    before = few.codes.clone()
+    few._apply(arrive)
+    assert not torch.equal(few.codes, before)
+    assert torch.equal(few.weight, wanted)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", ROWS)
 def test_the_products_of_a_gpu_equal_those_of_the_cpu(rows):

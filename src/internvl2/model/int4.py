@@ -25,8 +25,6 @@ GROUP = 64
 """Inputs of a row that share a scale."""
 KERNEL_GROUPS = (32, 64, 128, 256)
 """Sizes of groups that torch's product on a CPU knows."""
-CHUNK = 32
-"""Inputs of a row that the kernels for CUDA read at once: 16 bytes."""
 MIDDLE = 8
 """The four-bit code that stands for a group's offset."""
 
@@ -102,6 +100,8 @@ class Int4Linear(LowBitLinear):
     Moved between a CUDA device and another, codes take the order that is read there.
     """
 
+    codes_at_once = 32
+
     def __init__(
         self,
         weight: Float[Tensor, "outputs inputs"],
@@ -135,8 +135,8 @@ class Int4Linear(LowBitLinear):
 
     @property
     def fits_kernels(self) -> bool:
-        """Whether the shape is one that the kernels in Triton know."""
-        return self._has_rows
+        """Whether the kernels in Triton know the shape: rows of whole loads, in one group each."""
+        return super().fits_kernels and self.group % self.codes_at_once == 0
 
     def store(self, weight: Float[Tensor, "outputs inputs"]) -> None:
         """Replace the weight, in place."""
@@ -181,8 +181,7 @@ class Int4Linear(LowBitLinear):
     @property
     def _has_rows(self) -> bool:
         """Whether the codes are in the order of the kernels for CUDA."""
-        is_whole = self.in_features % CHUNK == 0 and self.group % CHUNK == 0
-        return is_whole and self.codes.device.type == "cuda"
+        return self.fits_kernels and self.codes.device.type == "cuda"
 
     @property
     def _order(self) -> BlockOrder | RowOrder:

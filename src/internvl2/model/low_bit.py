@@ -30,14 +30,14 @@ from internvl2.model.quantize import quantize_decoder
 INT8_ROWS = 8
 """Up to so many tokens a CPU's product with int8 weights is faster than dequantising (measured with
 1 to 512: benchmarks/RESULTS.md)."""
-VECTOR = 16
-"""Codes of 8 bits that a thread of a GPU reads at once."""
 HIGHEST_FP8 = 448.0
 FP8_CAPABILITY = (9, 0)
 
 
 class Int8Linear(LowBitLinear):
     """Weights in 8 bits, a scale for each output; inputs stay as they are."""
+
+    codes_at_once = 16
 
     def __init__(
         self, weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None
@@ -63,11 +63,6 @@ class Int8Linear(LowBitLinear):
         codes = (numbers / self.scales.float()[:, None]).round_().clamp_(-127, 127)
         self.codes.copy_(codes)
 
-    @property
-    def fits_kernels(self) -> bool:
-        """Whether the shape is one that the kernels in Triton know."""
-        return self.in_features % VECTOR == 0
-
     def _plain(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
         if self._fits_cpu and rows.device.type == "cpu" and len(rows) <= INT8_ROWS:
             return torch.ops.aten._weight_int8pack_mm(rows, self.codes, self.scales)
@@ -85,6 +80,8 @@ class Fp8Linear(LowBitLinear):
     On a GPU its matrix units multiply them; elsewhere the same numbers are multiplied in fp32. The
     kernels for few tokens leave inputs as they are, which is nearer to the plain map.
     """
+
+    codes_at_once = 16
 
     def __init__(
         self, weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None
@@ -109,11 +106,6 @@ class Fp8Linear(LowBitLinear):
         codes, scales = quantize_fp8(weight.detach().to(self.codes.device))
         self.codes.copy_(codes)
         self.scales.copy_(scales.T)
-
-    @property
-    def fits_kernels(self) -> bool:
-        """Whether the shape is one that the kernels in Triton know: all that are let in are."""
-        return True
 
     def _plain(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
         codes, scales = quantize_fp8(rows)

@@ -59,8 +59,10 @@ class LowBitLinear(QuantizedLinear):
     """A linear map in few bits that a model answers with, never trained and never saved."""
 
     scales: Tensor
-    plans: Sequence[tuple[int, Plan]] = ()
-    """How products of up to so many rows are computed, ascending; all others are plain."""
+    codes_at_once: int
+    """In 16 bytes, which a thread of a GPU reads at once."""
+    plans: Sequence[tuple[int, Plan | None]] = ()
+    """How products of up to so many rows are computed, ascending; None is the plain way."""
 
     def forward(self, x: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
         """As `nn.Linear`, with a weight in few bits."""
@@ -80,9 +82,9 @@ class LowBitLinear(QuantizedLinear):
         return y if self.bias is None else y + self.bias
 
     @property
-    @abstractmethod
     def fits_kernels(self) -> bool:
-        """Whether the shape is one that the kernels in Triton know."""
+        """Whether the kernels in Triton know the shape: rows of whole loads."""
+        return self.in_features % self.codes_at_once == 0
 
     def joined(self, others: Sequence["LowBitLinear"]) -> "LowBitLinear":
         """One map with the outputs of this one and of others, in this order: the same numbers."""

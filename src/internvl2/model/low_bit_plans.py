@@ -19,7 +19,11 @@ from internvl2.model.low_bit_linear import Dequantized, LowBitLinear, Plan, Tile
 
 CAPABILITY = (8, 0)
 """Of the oldest GPUs that Triton compiles for."""
-VECTORS = (Vectors(2, warps=4), Vectors(4, warps=4), Vectors(8, warps=4))
+HEIGHTS = (2, 4, 8)
+"""Outputs of a program that multiplies one row."""
+MOST_WARPS = 4
+WARP = 32
+"""Threads."""
 TILES = {
     16: (Tiles(16, 32, 256, warps=4, stages=4), Tiles(16, 64, 128, warps=4, stages=4)),
     32: (Tiles(32, 64, 128, warps=4, stages=4),),
@@ -43,7 +47,7 @@ def plan_products(model: nn.Module, choice: KernelChoice) -> None:
 
     Maps that are joined come first: the choice depends on their shape.
     """
-    plans: dict[Hashable, Sequence[tuple[int, Plan]]] = {}
+    plans: dict[Hashable, Sequence[tuple[int, Plan | None]]] = {}
     for module in model.modules():
         if not isinstance(module, LowBitLinear) or not _has_kernels(module):
             continue
@@ -51,6 +55,13 @@ def plan_products(model: nn.Module, choice: KernelChoice) -> None:
         if case not in plans:
             plans[case] = tuple(_plans(module, choice))
         module.plans = plans[case]
+
+
+def vectors(inputs: int, codes_at_once: int) -> Sequence[Vectors]:
+    """Kernels for one row of so many inputs, each thread with one load for an output at a time."""
+    threads = -(-inputs // codes_at_once)
+    warps = min(MOST_WARPS, 1 << (-(-threads // WARP) - 1).bit_length())
+    return [Vectors(height, warps) for height in HEIGHTS]
 
 
 def _has_kernels(linear: LowBitLinear) -> bool:
@@ -65,18 +76,16 @@ def _case(linear: LowBitLinear) -> Hashable:
     return (type(linear).__name__, *shape, linear.bias is not None, linear.codes.device)
 
 
-def _plans(linear: LowBitLinear, choice: KernelChoice) -> Iterator[tuple[int, Plan]]:
-    """For each number of rows the fastest way, where that is not the plain one."""
+def _plans(linear: LowBitLinear, choice: KernelChoice) -> Iterator[tuple[int, Plan | None]]:
+    """The fastest way for each number of rows, and the usual one for all others."""
     usual = _usual(linear, choice)
     for rows, candidates in _candidates(linear):
         found = usual
         for candidate in candidates:
             if choice.prepare(_trial(linear, rows, candidate, found)):
                 found = candidate
-        if found is not None:
-            yield rows, found
-    if usual is not None:
-        yield MANY, usual
+        yield rows, found
+    yield MANY, usual
 
 
 def _usual(linear: LowBitLinear, choice: KernelChoice) -> Plan | None:
@@ -95,7 +104,7 @@ def _usual(linear: LowBitLinear, choice: KernelChoice) -> Plan | None:
 
 
 def _candidates(linear: LowBitLinear) -> Iterator[tuple[int, Sequence[Plan]]]:
-    yield 1, VECTORS
+    yield 1, vectors(linear.in_features, linear.codes_at_once)
     if linear.dtype is torch.float32:
         return  # which matrix units shorten
     for rows, tiles in TILES.items():
@@ -104,11 +113,14 @@ def _candidates(linear: LowBitLinear) -> Iterator[tuple[int, Sequence[Plan]]]:
 
 def _filling(linear: LowBitLinear, tile: Tiles, rows: int) -> Tiles:
     """The same tiles with inputs shared out so far that every multiprocessor has work."""
-    properties = torch.cuda.get_device_properties(linear.codes.device)
     tiles = -(-linear.out_features // tile.outputs) * -(-rows // tile.rows)
-    wanted = -(-TILES_PER_PROCESSOR * properties.multi_processor_count // tiles)
+    wanted = -(-TILES_PER_PROCESSOR * _processors(linear.codes.device) // tiles)
     # A share is worth its sum when it is longer than the tiles that are read ahead.
     return replace(tile, shares=max(1, min(wanted, linear.in_features // (4 * tile.inputs))))
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _trial(linear: LowBitLinear, rows: int, candidate: Plan, found: Plan | None) -> Trial:

@@ -38,11 +38,16 @@ def vector_product(
         inputs=inputs,
         group=inputs // scales.shape[1],
         height=plan.outputs,
-        width=min(triton.next_power_of_2(inputs), CODES_PER_WARP * plan.warps),
+        width=width(inputs, plan),
         has_bias=bias is not None,
         num_warps=plan.warps,
     )
     return out
+
+
+def width(inputs: int, plan: Vectors) -> int:
+    """How many inputs of one output a program reads at a time."""
+    return min(triton.next_power_of_2(inputs), CODES_PER_WARP * plan.warps)
 
 
 def tile_product(
