@@ -14,7 +14,8 @@ from internvl2.model.fused import fuse
 from internvl2.model.joined import JoinedLinears, join_linears
 from internvl2.model.kernel_choice import KernelChoice
 from internvl2.model.kernels import FusedKernels
-from internvl2.model.low_bit import Int8Linear
+from internvl2.model.low_bit import LINEARS, Int8Linear, stored_bytes
+from internvl2.model.quantize import linear_maps
 from internvl2.model.rotary import Positions
 from internvl2.model.spans import GATHERED, PackedSpans, PrefillSpan
 
@@ -41,6 +42,23 @@ def test_joined_products_give_what_single_ones_gave():
     layer = model.layers[0]
     kinds = [type(module) for module in layer.modules()]
     assert (kinds.count(JoinedLinears), kinds.count(nn.Linear)) == (2, 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", LINEARS.values())
+def test_maps_in_few_bits_are_joined_where_that_is_wanted(kind):
+    model = decoder()
+    for holder, name in linear_maps(model.layers):
+        linear = getattr(holder, name)
+        setattr(holder, name, kind(linear.weight, linear.bias))
+    wanted, count = hidden(model), stored_bytes(model)
+    join_linears(model)
+    assert model.layers[0].mlp.joined is None
+    join_linears(model, in_few_bits=True)
+    layer = model.layers[1]
+    assert type(layer.attention.joined.linear) is type(layer.mlp.joined.linear) is kind
+    torch.testing.assert_close(hidden(model), wanted)
+    assert stored_bytes(model) == count
 
 
 @torch.no_grad()

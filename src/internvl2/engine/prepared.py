@@ -4,6 +4,7 @@ from internvl2.model.fused import fuse
 from internvl2.model.fused_vision import fuse_vision
 from internvl2.model.internvl import InternVL
 from internvl2.model.kernel_choice import KernelChoice
+from internvl2.model.low_bit_plans import plan_products
 from internvl2.model.packed import can_pack, pack_linears
 
 
@@ -16,4 +17,5 @@ def prepare(model: InternVL) -> InternVL:
         choice = KernelChoice()
         fuse(model.decoder, choice)
         fuse_vision(model.vision, choice)
+        plan_products(model.decoder, choice)
     return model

@@ -33,7 +33,7 @@ def fuse(decoder: Decoder, choice: KernelChoice) -> None:
 
     The decoder can neither be trained nor saved after that.
     """
-    join_linears(decoder.layers)
+    join_linears(decoder.layers, in_few_bits=True)
     trials = _Trials.of(decoder)
     mlp, attention = trials.layer.mlp.joined, trials.layer.attention.joined
     decoder.use(

@@ -5,20 +5,32 @@ starting a product does, and many are read from memory once instead of three tim
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
+@runtime_checkable
+class JoinsItself(Protocol):
+    """A linear map in few bits, which knows how its numbers are put together with others'."""
+
+    def joined(self, others: Sequence[Any]) -> nn.Module:
+        """One map with the outputs of this one and of others of its kind, in this order."""
+        ...
+
+
 class JoinedLinears(nn.Module):
     """Linear maps of the same states in one product."""
 
     def __init__(self, linears: Sequence[nn.Linear], form: Callable[[nn.Linear], nn.Module]):
-        """`form` decides how the joined map is held."""
+        """`form` decides how the joined map is held, unless maps in few bits decide themselves."""
         super().__init__()
         first, self.widths = linears[0], [linear.out_features for linear in linears]
+        if isinstance(first, JoinsItself):
+            self.linear = first.joined(linears[1:])
+            return
         joined = nn.Linear(first.in_features, sum(self.widths), bias=False, device="meta")
         joined.weight = _joined([linear.weight for linear in linears])
         if first.bias is not None:
@@ -50,19 +62,29 @@ def as_rows(linear: nn.Linear) -> nn.Linear:
     return linear
 
 
-def join_linears(module: nn.Module, form: Callable[[nn.Linear], nn.Module] = as_rows) -> None:
-    """Joins what can be joined inside, and leaves maps with adapters or in few bits as they are.
+def join_linears(
+    module: nn.Module,
+    form: Callable[[nn.Linear], nn.Module] = as_rows,
+    *,
+    in_few_bits: bool = False,
+) -> None:
+    """Joins what can be joined inside; maps with adapters, and mixed ones, stay as they are.
 
-    The module can neither be trained nor saved after that.
+    So do maps in few bits unless those are wanted, which then stay in few bits: `form` is for plain
+    ones. The module can neither be trained nor saved after that.
     """
     for inner in list(module.modules()):
-        if isinstance(inner, Joinable) and all(map(_is_plain, inner.children())):
+        if isinstance(inner, Joinable) and _can_join(inner, in_few_bits):
             inner.join(form)
 
 
-def _is_plain(child: nn.Module) -> bool:
-    """Whether a module is a linear map as files have it, or none at all."""
-    return type(child) is nn.Linear or isinstance(child, nn.RMSNorm)
+def _can_join(module: nn.Module, in_few_bits: bool) -> bool:
+    """Whether all maps of a module are of one kind that can be joined."""
+    maps = [child for child in module.children() if not isinstance(child, nn.RMSNorm)]
+    kinds = {type(child) for child in maps}
+    if kinds == {nn.Linear}:
+        return True
+    return in_few_bits and len(kinds) == 1 and isinstance(maps[0], JoinsItself)
 
 
 def _joined(parts: Sequence[Tensor]) -> nn.Parameter:

@@ -6,8 +6,8 @@ a multiprocessor of a Hopper GPU converts 16 integers a clock, and memory delive
 """
 
 import torch
-import triton  # pyright: ignore[reportMissingImports]
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
@@ -29,7 +29,7 @@ def vector_product(
     outputs, inputs = codes.shape
     out = torch.empty(1, outputs, dtype=x.dtype, device=x.device)
     programs = (triton.cdiv(outputs, plan.outputs),)
-    _vector[programs](  # pyright: ignore[reportIndexIssue]
+    _vector[programs](
         x.contiguous(),
         codes,
         scales,
@@ -66,7 +66,7 @@ def tile_product(
     else:
         out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     programs = (triton.cdiv(outputs, plan.outputs), triton.cdiv(rows, plan.rows), shares)
-    _tile[programs](  # pyright: ignore[reportIndexIssue]
+    _tile[programs](
         x.contiguous(),
         codes,
         scales,

@@ -5,8 +5,8 @@ float, which then is 1 + code / 16; what that adds is taken off with the offsets
 """
 
 import torch
-import triton  # pyright: ignore[reportMissingImports]
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
 
@@ -28,7 +28,7 @@ def vector_product(
     outputs, inputs = len(words), x.shape[1]
     out = torch.empty(1, outputs, dtype=x.dtype, device=x.device)
     programs = (triton.cdiv(outputs, plan.outputs),)
-    _vector[programs](  # pyright: ignore[reportIndexIssue]
+    _vector[programs](
         x.contiguous(),
         words,
         scales,
@@ -66,7 +66,7 @@ def tile_product(
     else:
         out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     programs = (triton.cdiv(outputs, plan.outputs), triton.cdiv(rows, plan.rows), shares)
-    _tile[programs](  # pyright: ignore[reportIndexIssue]
+    _tile[programs](
         x.contiguous(),
         words,
         scales,

@@ -1,8 +1,8 @@
 """The sum of what programs found that share out the inputs of one product."""
 
 import torch
-import triton  # pyright: ignore[reportMissingImports]
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 from jaxtyping import Float, Float32
 from torch import Tensor
 
@@ -19,7 +19,7 @@ def add_parts(
     shares, rows, outputs = parts.shape
     out = torch.empty(rows, outputs, dtype=dtype, device=parts.device)
     programs = (triton.cdiv(outputs, TILE), rows)
-    _add[programs](  # pyright: ignore[reportIndexIssue]
+    _add[programs](
         parts,
         parts if scales is None else scales,
         parts if bias is None else bias,

@@ -1,10 +1,4 @@
-"""Kernels for matrices in 8 and 4 bits against exact products of the same numbers.
-
-They run on a GPU where there is one, else interpreted on the CPU.
-"""
-
-import os
-import sys
+"""Products with matrices in 8 and 4 bits against exact ones of the same numbers."""
 
 import pytest
 import torch
@@ -16,10 +10,7 @@ from internvl2.model.int4 import Groups, RowOrder, quantize_groups
 from internvl2.model.low_bit import Fp8Linear, Int8Linear
 from internvl2.model.low_bit_linear import LowBitLinear, Tiles, Vectors
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu" and "triton" not in sys.modules:
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton")
+pytestmark = pytest.mark.compiled
 
 SHAPES = [(64, 32), (128, 48), (288, 16), (480, 80)]
 """Inputs and outputs, few of them whole tiles."""
@@ -32,27 +23,13 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def numbers_of_arrays(monkeypatch):
-    """Newer NumPy does not take an array of one number for it, which the interpreter relies on."""
-    from triton.runtime import interpreter
-
-    real = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope):
-        real(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda number: number.handle.data.item())
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
-
-
-def eight_bit(kind: type[LowBitLinear], shape, dtype=torch.float32) -> LowBitLinear:
+def eight_bit(device, kind: type[LowBitLinear], shape, dtype=torch.float32) -> LowBitLinear:
     plain = nn.Linear(*shape, dtype=dtype).requires_grad_(False)
-    return kind(plain.weight, plain.bias).to(DEVICE)
+    return kind(plain.weight, plain.bias).to(device)
 
 
-def states(rows: int, inputs: int, dtype=torch.float32) -> torch.Tensor:
-    return torch.randn(rows, inputs, dtype=dtype, device=DEVICE)
+def states(device, rows: int, inputs: int, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(rows, inputs, dtype=dtype, device=device)
 
 
 def exact(few: LowBitLinear, x: torch.Tensor) -> torch.Tensor:
@@ -70,34 +47,34 @@ def assert_equal(found: torch.Tensor, wanted: torch.Tensor) -> None:
 @pytest.mark.parametrize("kind", [Int8Linear, Fp8Linear])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("plan", VECTORS)
-def test_one_row_is_multiplied_exactly_with_eight_bits(kind, shape, plan):
-    few, x = eight_bit(kind, shape), states(1, shape[0])
+def test_one_row_is_multiplied_exactly_with_eight_bits(device, kind, shape, plan):
+    few, x = eight_bit(device, kind, shape), states(device, 1, shape[0])
     assert_equal(few.product(x, plan), exact(few, x))
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Fp8Linear])
 @pytest.mark.parametrize("rows", [1, 2, 7, 16, 33])
 @pytest.mark.parametrize("plan", TILES)
-def test_several_rows_are_multiplied_exactly_with_eight_bits(kind, rows, plan):
-    few, x = eight_bit(kind, (288, 48)), states(rows, 288)
+def test_several_rows_are_multiplied_exactly_with_eight_bits(device, kind, rows, plan):
+    few, x = eight_bit(device, kind, (288, 48)), states(device, rows, 288)
     found = few.product(x, plan)
-    rounding = 3e-3 if DEVICE == "cuda" else 1e-5  # matrix units shorten fp32
+    rounding = 3e-3 if device.type == "cuda" else 1e-5  # matrix units shorten fp32
     assert (found.double() - exact(few, x)).abs().max() <= rounding * found.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", [Int8Linear, Fp8Linear])
 @pytest.mark.parametrize("plan", [VECTORS[1], *TILES])
-def test_eight_bits_are_rounded_once_in_half_precision(dtype, kind, plan):
-    few = eight_bit(kind, (480, 80), dtype)
-    x = states(1 if isinstance(plan, Vectors) else 7, 480, dtype)
+def test_eight_bits_are_rounded_once_in_half_precision(device, dtype, kind, plan):
+    few = eight_bit(device, kind, (480, 80), dtype)
+    x = states(device, 1 if isinstance(plan, Vectors) else 7, 480, dtype)
     found = few.product(x, plan)
     assert found.dtype is dtype
     assert_equal(found, exact(few, x))
 
 
-def test_outputs_need_not_be_whole_blocks():
-    few, x = eight_bit(Int8Linear, (64, 37)), states(3, 64)
+def test_outputs_need_not_be_whole_blocks(device):
+    few, x = eight_bit(device, Int8Linear, (64, 37)), states(device, 3, 64)
     assert_equal(few.product(x[:1], VECTORS[1]), exact(few, x[:1]))
     found = few.product(x.half(), TILES[0])
     assert found.shape == (3, 37)
@@ -107,13 +84,13 @@ def test_outputs_need_not_be_whole_blocks():
 class Rows:
     """A four-bit matrix in the order of the kernels, on whatever device there is."""
 
-    def __init__(self, shape, group, dtype=torch.float32):
+    def __init__(self, device, shape, group, dtype=torch.float32):
         plain = nn.Linear(*shape, dtype=dtype).requires_grad_(False)
-        self.bias = plain.bias.to(DEVICE)
-        self.groups = quantize_groups(plain.weight.to(DEVICE), group, dtype)
+        self.bias = plain.bias.to(device)
+        self.groups = quantize_groups(plain.weight.to(device), group, dtype)
         inputs, outputs = shape
-        self.codes = torch.empty(outputs, inputs // 2, dtype=torch.uint8, device=DEVICE)
-        self.scales = torch.empty(inputs // group, outputs, 2, dtype=dtype, device=DEVICE)
+        self.codes = torch.empty(outputs, inputs // 2, dtype=torch.uint8, device=device)
+        self.scales = torch.empty(inputs // group, outputs, 2, dtype=dtype, device=device)
         RowOrder().pack(self.groups, self.codes, self.scales)
 
     def product(self, x: torch.Tensor, plan: Vectors | Tiles) -> torch.Tensor:
@@ -133,15 +110,15 @@ class Rows:
 
 @pytest.mark.parametrize(("shape", "group"), [((64, 32), 32), ((288, 22), 96), ((512, 64), 128)])
 @pytest.mark.parametrize("plan", VECTORS)
-def test_one_row_is_multiplied_exactly_with_four_bits(shape, group, plan):
-    few, x = Rows(shape, group), states(1, shape[0])
+def test_one_row_is_multiplied_exactly_with_four_bits(device, shape, group, plan):
+    few, x = Rows(device, shape, group), states(device, 1, shape[0])
     assert_equal(few.product(x, plan), few.exact(x))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 16, 33])
 @pytest.mark.parametrize("plan", TILES)
-def test_several_rows_are_multiplied_with_four_bits(rows, plan):
-    few, x = Rows((448, 48), 64, torch.bfloat16), states(rows, 448, torch.bfloat16)
+def test_several_rows_are_multiplied_with_four_bits(device, rows, plan):
+    few, x = Rows(device, (448, 48), 64, torch.bfloat16), states(device, rows, 448, torch.bfloat16)
     assert_equal(few.product(x, plan), few.exact(x))
 
 
