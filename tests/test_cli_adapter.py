@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.lora_writing import Base, Parts, write_adapter
 from internvl2.checkpoint.source import open_checkpoint
-from internvl2.checkpoint.store import choose_quantization, load_model
+from internvl2.checkpoint.store import choose_quantization, load_model, load_share
 from internvl2.cli import main
 from internvl2.engine.engine import Engine
 from internvl2.engine.sequence import SamplingParams
 from internvl2.model.lora import LoraSettings, add_lora, is_adapter
 from internvl2.model.low_bit import quantize_for_answers
+from internvl2.model.tensor_parallel import Share
 from internvl2.processing.conversation import Message
 
 ROOT = Path(__file__).parents[1]
@@ -162,6 +163,14 @@ def test_an_adapter_is_merged_before_the_decoder_is_quantised(adapter):
     merged = load_model(MODEL, adapter=adapter)
     quantize_for_answers(merged, "int8")
     assert all(torch.equal(found[name], tensor) for name, tensor in merged.state_dict().items())
+
+
+def test_a_process_reads_its_share_of_base_and_adapter(adapter):
+    share = Share(1, 2)
+    own = load_share(MODEL, share, device="cpu", dtype=torch.float32, adapter=adapter)
+    merged = load_model(MODEL, adapter=adapter, dtype=torch.float32)
+    parts = dict(share.parts(merged.state_dict().items(), merged.config.decoder))
+    assert all(torch.equal(parts[name], tensor) for name, tensor in own.state_dict().items())
 
 
 def test_nothing_is_merged_into_four_bit_weights(adapter, tmp_path):

@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.convert import convert
 from internvl2.checkpoint.source import open_checkpoint
-from internvl2.checkpoint.store import load, load_model, save
+from internvl2.checkpoint.store import load, load_model, load_share, save
 from internvl2.cli.info import describe
 from internvl2.engine.engine import Engine
 from internvl2.engine.sequence import SamplingParams
 from internvl2.model.int4 import Int4Linear
 from internvl2.model.low_bit import quantization_of, stored_bytes
 from internvl2.model.quantize import linear_maps
+from internvl2.model.tensor_parallel import Share
 from internvl2.processing.conversation import Message
 
 MODELS = Path(__file__).parents[1] / "data" / "official"
@@ -102,6 +103,19 @@ def test_every_four_bit_weight_is_read_as_it_was_packed(pair):
         torch.testing.assert_close(module.weight, wanted[name].weight, rtol=1e-6, atol=1e-6)
     found = {name: p for name, p in few.named_parameters() if "bias" in name or "norm" in name}
     assert all(torch.equal(p, plain.get_parameter(name)) for name, p in found.items())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_reads_its_share_of_four_bit_weights(four_bit, rank):
+    whole = load_model(four_bit, dtype=torch.float32)
+    own = load_share(four_bit, Share(rank, 2), device="cpu", dtype=torch.float32)
+    modules, config = dict(whole.named_modules()), whole.config.decoder
+    maps = [m for m in own.named_modules() if isinstance(m[1], Int4Linear)]
+    assert len(maps) == len(linear_maps(own.decoder.layers)) > 0
+    for name, module in maps:
+        cut = own.share.cut(f"{name}.weight", config)
+        assert cut is not None
+        assert torch.equal(module.weight, cut.of(modules[name].weight)), name
 
 
 def test_four_bit_weights_are_held_in_four_bits(pair):

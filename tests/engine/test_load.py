@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from internvl2 import device as devices
-from internvl2.engine import engine as engine_module
+from internvl2.engine import opening
 from internvl2.engine.engine import Engine, EngineOptions
 from internvl2.engine.memory import NotEnoughMemory
 from internvl2.engine.sequence import SamplingParams
@@ -83,7 +83,7 @@ def test_pictures_are_resized_as_the_engine_was_asked(directory, arithmetic):
 
 def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_read(directory, monkeypatch):
     monkeypatch.setattr(devices, "free_memory", lambda device: 10_000_000)
-    monkeypatch.setattr(engine_module, "load_model", lambda *_, **__: pytest.fail("was read"))
+    monkeypatch.setattr(opening, "load_model", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(NotEnoughMemory, match="GiB can be used"):
         Engine.load(directory, device="cpu", options=EngineOptions(max_context=32768))
 

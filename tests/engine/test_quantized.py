@@ -121,7 +121,7 @@ def test_the_memory_plan_counts_few_bits():
 
 
 def test_what_cannot_work_is_refused_before_weights_are_read(directory, monkeypatch):
-    monkeypatch.setattr("internvl2.engine.engine.load_model", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr("internvl2.engine.opening.load_model", lambda *_, **__: pytest.fail("read"))
     with pytest.raises(ValueError, match="unknown quantization 'int3'; known: fp8, int8, int4"):
         Engine.load(directory, device="cpu", quantize="int3")
     with pytest.raises(ValueError, match=r"cpu does not multiply fp8 numbers.*int8"):

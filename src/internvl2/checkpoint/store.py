@@ -27,6 +27,7 @@ from internvl2.model.low_bit import (
     stored_bytes,
 )
 from internvl2.model.quantize import store_quantized
+from internvl2.model.tensor_parallel import DividedInternVL, Share
 from internvl2.processing.processor import Processor
 
 
@@ -68,7 +69,9 @@ def load(
     """
     target = devices.pick(device)
     found = find(model, target, dtype, revision, adapter)
-    filled = _filled(found.checkpoint, found.config, target, found.dtype, quantize)
+    with torch.device("meta"):
+        empty = InternVL(found.config)
+    filled = _filled(empty, found.checkpoint, target, found.dtype, quantize)
     return Loaded(filled, found.processor, found.config, found.directory)
 
 
@@ -102,7 +105,27 @@ def load_model(
     """The model in a directory, on `device`, in `dtype` or else in the stored type."""
     config = read_config(directory)
     checkpoint = open_checkpoint(Path(directory), config, adapter)
-    return _filled(checkpoint, config, torch.device(device), dtype or checkpoint.dtype(), quantize)
+    with torch.device("meta"):
+        model = InternVL(config)
+    return _filled(model, checkpoint, torch.device(device), dtype or checkpoint.dtype(), quantize)
+
+
+def load_share(
+    directory: str | Path,
+    share: Share,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    adapter: Path | None = None,
+    quantize: str | None = None,
+) -> DividedInternVL:
+    """One process's share of the model in a directory; no more than one tensor is ever whole."""
+    config = read_config(directory)
+    checkpoint = open_checkpoint(Path(directory), config, adapter)
+    with torch.device("meta"):
+        model = DividedInternVL(config, share)
+    _filled(model, checkpoint, torch.device(device), dtype, quantize)
+    return model
 
 
 def choose_quantization(
@@ -200,21 +223,20 @@ def require_memory(what: str, numbers: int, dtype: torch.dtype, device: torch.de
 
 
 def _filled(
+    model: InternVL,
     checkpoint: Checkpoint,
-    config: InternVLConfig,
     device: torch.device,
     dtype: torch.dtype,
     quantize: str | None,
 ) -> InternVL:
-    """A model with the checkpoint's numbers.
+    """A model without memory, or a share of one, with the checkpoint's numbers.
 
     Tensors go to the device one by one, and are quantised there; the host never holds a second copy
     of the model, and the device none of what is quantised.
     """
     adapter = None if checkpoint.adapter is None else checkpoint.adapter.directory
     chosen = choose_quantization(checkpoint.directory, quantize, device, dtype, adapter)
-    with torch.device("meta"):
-        model = InternVL(config).to(dtype)
+    model.to(dtype)
     if quantize is not None and chosen is not None:
         quantize_for_answers(model, chosen)
     else:
@@ -228,9 +250,16 @@ def _filled(
     if quantize is None and chosen is not None:
         weights = _store_packed(model, checkpoint)
     else:
-        weights = store_quantized(checkpoint.parameters(device), model)
+        weights = store_quantized(_own(model, checkpoint.parameters(device)), model)
     fill(dict(model.named_parameters()), weights)
     return model.eval()
+
+
+def _own(model: InternVL, weights: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+    """Of whole weights, what a model holds of them."""
+    if not isinstance(model, DividedInternVL):
+        return weights
+    return model.share.parts(weights, model.config.decoder)
 
 
 def _make_room_for_packed(model: InternVL, checkpoint: Checkpoint) -> None:
@@ -252,9 +281,11 @@ def _store_packed(model: InternVL, checkpoint: Checkpoint) -> Iterator[tuple[str
     packed = checkpoint.packed_rules
     for rule in checkpoint.rules:
         if rule not in packed:
-            yield from zip(rule.ours, checkpoint.read(rule), strict=True)
+            yield from _own(model, zip(rule.ours, checkpoint.read(rule), strict=True))
             continue
         for name, groups in zip(rule.ours, checkpoint.read_groups(rule), strict=True):
             linear = model.get_submodule(name.removesuffix(".weight"))
             assert isinstance(linear, Int4Linear), name
+            if isinstance(model, DividedInternVL):
+                groups = model.share.groups(name, groups, model.config.decoder)
             linear.store_groups(groups)

@@ -87,6 +87,7 @@ class Benched:
             "--adapter": self.load.adapter,
             "--revision": self.load.revision,
             "--offline": self.load.offline,
+            "--tensor-parallel": self.load.tensor_parallel > 1,
         }
         for name, value in given.items():
             if self.is_random and value:

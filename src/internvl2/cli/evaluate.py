@@ -222,7 +222,7 @@ class Eval:
             data_digest=quiz.digest,
             model=model,
             weights_digest=digest_of_weights(found.directory, found.adapter),
-            device=str(weight.device),
+            device=engine.place,
             dtype=str(weight.dtype).removeprefix("torch."),
             max_context=self.load.max_context,
             max_tokens=self.max_tokens,

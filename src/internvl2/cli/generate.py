@@ -88,6 +88,12 @@ class Generate:
         require_within("--data-parallel", self.data_parallel, 1)
         self.media.check()
         self.load.check()
+        if self.data_parallel > 1 and self.load.tensor_parallel > 1:
+            raise ValueError(
+                f"--data-parallel {self.data_parallel} gives each GPU a model of its own and "
+                f"--tensor-parallel {self.load.tensor_parallel} divides one over them; give one of "
+                "the two"
+            )
         self.sampling.params()
         if not self.source.is_file():
             what = "is a folder" if self.source.is_dir() else "does not exist"

@@ -64,6 +64,7 @@ def load_engine(
             quantize=options.quantize,
             options=engine_options(options, sizes),
             pictures=media.picture_options(),
+            tensor_parallel=options.tensor_parallel,
         )
     return LoadedEngine(engine, found.origin, time.perf_counter() - started)
 

@@ -64,10 +64,19 @@ class LoadOptions:
     """Most tokens of prompt and answer together; less takes less memory."""
     no_graphs: bool = False
     """Launches every kernel by itself on an NVIDIA GPU, instead of CUDA graphs; slower."""
+    tensor_parallel: Annotated[int, arg(metavar="N")] = 1
+    """GPUs that the model is divided over: the first N there are."""
 
     def check(self) -> None:
-        """Refuses a context without room."""
+        """Refuses a context without room, and one device where several are wanted."""
         require_within("--max-context", self.max_context, 1)
+        require_within("--tensor-parallel", self.tensor_parallel, 1)
+        if self.tensor_parallel > 1 and self.device is not None and ":" in self.device:
+            raise ValueError(
+                f"--device {self.device} is one device, but --tensor-parallel "
+                f"{self.tensor_parallel} takes several: leave it out, and choose GPUs with "
+                "CUDA_VISIBLE_DEVICES"
+            )
 
 
 @dataclass(frozen=True)

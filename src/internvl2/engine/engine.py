@@ -10,63 +10,35 @@ import itertools
 import random
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from collections.abc import Sequence as Rows
-from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-
-import torch
 
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.hub import EMBEDDED, locate
-from internvl2.checkpoint.store import choose_quantization, load_model
 from internvl2.engine.answer_text import AnswerText
 from internvl2.engine.batch import Answered, Batch, Work
 from internvl2.engine.chat import Chat
+from internvl2.engine.engine_options import EngineOptions
+from internvl2.engine.follower import Wanted
 from internvl2.engine.graphs import CudaRecorder, Recorder
 from internvl2.engine.kv_cache import KVCache
-from internvl2.engine.memory import MemoryPlan, MemoryRequest, plan
-from internvl2.engine.model_runner import ModelRunner, RunnerOptions
-from internvl2.engine.prepared import prepare
+from internvl2.engine.memory import MemoryPlan, plan
+from internvl2.engine.model_runner import RunnerOptions
+from internvl2.engine.opening import open_model, runner_of
 from internvl2.engine.requests import Failure, Mailbox, Request, check_prompt
 from internvl2.engine.scheduler import Scheduler
 from internvl2.engine.sequence import Answer, Output, SamplingParams, Sequence
 from internvl2.engine.step_loop import Inbox, StepLoop
+from internvl2.engine.tensor_parallel import Team, choose_places
 from internvl2.model.internvl import InternVL
 from internvl2.processing.conversation import Conversation, Message
 from internvl2.processing.pixels import PictureOptions
 from internvl2.processing.processor import EncodeOptions, Processor
 from internvl2.processing.prompt import Prompt
 from internvl2.processing.tile_cache import TileCache
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """Sizes of an engine; None leaves the choice to it."""
-
-    max_context: int | None = None
-    """Most tokens of a conversation and its answer; None takes what the model was made for."""
-    max_sequences: int | None = None
-    """Most answers written at the same time; None takes 64 on an accelerator and 8 on a CPU."""
-    cache_tokens: int | None = None
-    """Size of the key-value cache; None takes what fits (a modest share of it on a CPU)."""
-    memory_share: float = 0.9
-    """How much of an accelerator's free memory may be used."""
-    max_batch_tokens: int | None = None
-    """Most tokens of one step, longer prompts are cut; None takes 8192, or 2048 on a CPU."""
-    block_size: int = 16
-    """Tokens per block of the cache."""
-    prefix_reuse: bool = True
-    """Whether equal beginnings of conversations are computed once."""
-    vision_cache_bytes: int = 256 * 2**20
-    """Visual tokens kept for pictures that may come again; 0 keeps none."""
-    tile_cache_bytes: int = 256 * 2**20
-    """Tiles kept, in the host's memory, for pictures whose bytes may come again; 0 keeps none."""
-    vision_tiles: int | None = None
-    """Most tiles in one run of the vision tower; None takes 32, or 4 on a CPU."""
-    graphs: bool | None = None
-    """Whether steps of written tokens are recorded as CUDA graphs; None does so on a GPU."""
 
 
 class Engine:
@@ -78,20 +50,26 @@ class Engine:
         processor: Processor,
         options: EngineOptions | None = None,
         recorder: Recorder | None = None,
+        team: Team | None = None,
     ) -> None:
-        """An engine for a model that is in place; `recorder` is for devices without CUDA graphs."""
+        """An engine for a model that is in place; `recorder` is for devices without CUDA graphs.
+
+        With a `team` that is the first process's share of a model.
+        """
         options = options or EngineOptions()
         self.model = model.eval()
         self.processor = processor
+        self._team = team
         weight = model.decoder.embedding.weight
-        request = _memory_request(options, weight.device)
+        request = options.memory_request(weight.device)
         self.plan: MemoryPlan = plan(
             model.config,
             weight.dtype,
             weight.device,
-            devices.free_memory(weight.device),
+            devices.free_memory(weight.device) if team is None else team.free_memory(),
             request,
             is_loaded=True,
+            share=None if team is None else team.share,
         )
         rotary = model.config.decoder.rotary
         cache = KVCache(
@@ -109,17 +87,17 @@ class Engine:
             max_sequences=request.max_sequences,
             longest=self.scheduler.longest,
             vision_bytes=options.vision_cache_bytes,
-            vision_tiles=request.vision_tiles,
+            vision_tiles=request.vision_tiles * (1 if team is None else team.share.size),
         )
         if request.records:
             recorder = CudaRecorder(weight.device)
-        self.runner = ModelRunner(model, runner_options, recorder)
+        self.runner = runner_of(model, runner_options, recorder, team)
         self._loop = StepLoop(self.scheduler, self.runner)
         self._ids = itertools.count()
         self._leading_ids = _leading_ids(processor)
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913
         cls,
         model: str | Path = EMBEDDED,
         *,
@@ -130,34 +108,37 @@ class Engine:
         adapter: str | Path | None = None,
         pictures: PictureOptions | None = None,
         quantize: str | None = None,
+        tensor_parallel: int = 1,
     ) -> "Engine":
         """An engine for a model directory, a hub id, or a short name; for nano without any.
 
         An adapter, by directory or hub id, is merged in; an adapter as `model` brings its base.
         `quantize` ("fp8", "int8", "int4") holds the decoder's matrices in fewer bits.
+        `tensor_parallel` divides the model over so many GPUs, a process each.
         """
         located = locate(model, adapter, revision=revision)
         directory = located.directory
         options = options or EngineOptions()
         config = read_config(directory)
-        place = devices.pick(device)
-        number_format = devices.choose_dtype(place, config.dtype, dtype)
-        held = choose_quantization(directory, quantize, place, number_format, located.adapter)
-        request = _memory_request(options, place)
-        free = devices.free_memory(place)
-        plan(config, number_format, place, free, request, quantization=held)
+        places = choose_places(tensor_parallel, device)
+        number_format = devices.choose_dtype(places[0], config.dtype, dtype)
         tile_cache = TileCache(options.tile_cache_bytes)
         processor = Processor.from_directory(
             directory, config, pictures=pictures, tile_cache=tile_cache
         )
-        filled = load_model(
-            directory,
-            device=place,
-            dtype=number_format,
-            adapter=located.adapter,
-            quantize=quantize,
-        )
-        return cls(prepare(filled), processor, options)
+        wanted = Wanted(directory, number_format, located.adapter, quantize)
+        with ExitStack() as on_error:
+            opened = open_model(wanted, places, options.memory_request(places[0]))
+            on_error.callback(opened.close)
+            engine = cls(opened.model, processor, options, team=opened.team)
+            on_error.pop_all()
+        return engine
+
+    @property
+    def place(self) -> str:
+        """The device that computes, or how many of which kind."""
+        device = self.model.decoder.embedding.weight.device
+        return str(device) if self._team is None else f"{self._team.share.size} x {device.type}"
 
     def encode(
         self, request: Conversation | Prompt, options: EncodeOptions | None = None
@@ -293,6 +274,8 @@ class Engine:
     def close(self) -> None:
         """Ends all requests and the engine's thread; the engine takes no more."""
         self._loop.close()
+        if self._team is not None:
+            self._team.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -344,28 +327,6 @@ class Engine:
             self.abort(sequence.id)
 
 
-def _memory_request(options: EngineOptions, device: torch.device) -> MemoryRequest:
-    is_cpu = device.type == "cpu"
-    return MemoryRequest(
-        max_sequences=_or_usual(options.max_sequences, 8 if is_cpu else 64),
-        max_batch_tokens=_or_usual(options.max_batch_tokens, 2048 if is_cpu else 8192),
-        vision_tiles=_or_usual(options.vision_tiles, 4 if is_cpu else 32),
-        vision_cache_bytes=options.vision_cache_bytes,
-        block_size=options.block_size,
-        max_context=options.max_context,
-        cache_tokens=options.cache_tokens,
-        memory_share=options.memory_share,
-        records=_records(options, device),
-    )
-
-
-def _records(options: EngineOptions, device: torch.device) -> bool:
-    """Whether CUDA graphs are recorded, or ValueError where they are wanted and cannot be."""
-    if options.graphs and device.type != "cuda":
-        raise ValueError(f"graphs need a CUDA device; this engine is on {device}")
-    return device.type == "cuda" if options.graphs is None else options.graphs
-
-
 def _check_conversation(request: object) -> None:
     """Catches what is easily passed for a conversation: its text, one message, or OpenAI's form."""
     if not isinstance(request, Rows) or isinstance(request, str):
@@ -379,10 +340,6 @@ def _check_conversation(request: object) -> None:
                 f"a conversation has a {type(message).__name__} where a Message belongs; "
                 "from_openai and from_opengvlab read other forms"
             )
-
-
-def _or_usual(value: int | None, usual: int) -> int:
-    return usual if value is None else value
 
 
 def _leading_ids(processor: Processor) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ class EngineFacts:
             weights=parameters(engine.model.config).total,
             dtype=str(weight.dtype).removeprefix("torch."),
             quantization=quantization_of(engine.model),
-            device=str(weight.device),
+            device=engine.place,
             max_sequences=engine.scheduler.max_sequences,
         )
 

@@ -14,6 +14,7 @@ from internvl2.engine.activations import StepSizes, step_bytes
 from internvl2.engine.batch_sizes import sizes_up_to
 from internvl2.model.internvl import InternVL
 from internvl2.model.low_bit import quantize_for_answers, stored_bytes
+from internvl2.model.tensor_parallel import DividedInternVL, Share
 
 GIB = 2**30
 CPU_CACHE_TOKENS = 32768
@@ -74,11 +75,18 @@ def count_parameters(config: InternVLConfig) -> int:
 
 
 def weight_bytes(
-    config: InternVLConfig, dtype: torch.dtype, quantization: Quantization | None
+    config: InternVLConfig,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    share: Share | None = None,
 ) -> int:
-    """What the weights of a model take, its decoder's in fewer bits where they are held so."""
+    """What the weights of a model take, its decoder's in fewer bits where they are held so.
+
+    With a share, what one of several processes holds of them.
+    """
     with torch.device("meta"):
-        model = InternVL(config).to(dtype)
+        model = InternVL(config) if share is None else DividedInternVL(config, share)
+        model.to(dtype)
     if quantization is not None:
         quantize_for_answers(model, quantization)
     return stored_bytes(model)
@@ -93,13 +101,16 @@ def plan(
     *,
     is_loaded: bool = False,
     quantization: Quantization | None = None,
+    share: Share | None = None,
 ) -> MemoryPlan:
     """How to divide `free_bytes` of a device, or NotEnoughMemory.
 
-    A model that `is_loaded` has its weights in place already.
+    A model that `is_loaded` has its weights in place already. With a share, it is about the device
+    of one of several processes that divide the model.
     """
     _check(request)
-    weights = 0 if is_loaded else weight_bytes(config, dtype, quantization)
+    weights = 0 if is_loaded else weight_bytes(config, dtype, quantization, share)
+    config = config if share is None else share.config(config)
     usable = int(free_bytes * (1.0 if device.type == "cpu" else request.memory_share))
     needs = _Needs(config, dtype, device, request, weights, usable)
     context = request.max_context or longest_context(config)
