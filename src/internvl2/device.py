@@ -6,7 +6,7 @@ brings the device `npu`, is imported here alone, and only where no other acceler
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,6 +102,16 @@ def process_group(kind: str) -> str:
 def copies_by_itself(device: "torch.device") -> bool:
     """Whether a device copies from pinned memory while the host goes on."""
     return device.type in ("cuda", "npu")
+
+
+def current(device: "torch.device") -> AbstractContextManager[Any]:
+    """Has a CUDA device be the current one: Triton launches there, and pinned memory belongs to it.
+
+    Nothing changes for other devices.
+    """
+    import torch
+
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def upload(values: "torch.Tensor", device: "torch.device") -> "torch.Tensor":

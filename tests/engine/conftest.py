@@ -1,6 +1,7 @@
 """A tiny random model behind the engine, with a tokenizer of single letters."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -92,6 +93,24 @@ def tiny_models():
     plain = tiny_config(RotaryConfig(theta=10000.0))
     dynamic = tiny_config(RotaryConfig(theta=10000.0, kind="dynamic", limit=20, factor=2.0))
     return {"plain": random_model(plain), "dynamic": random_model(dynamic)}
+
+
+@pytest.fixture
+def wide_model():
+    """`wide_model(device, dtype)` has heads of the usual width, which fused kernels take."""
+
+    def make(device="cpu", dtype=torch.float32):
+        config = tiny_config(RotaryConfig(theta=10000.0))
+        decoder = replace(config.decoder, hidden_size=256, head_dim=64, intermediate_size=384)
+        return random_model(replace(config, decoder=decoder)).to(device, dtype)
+
+    return make
+
+
+@pytest.fixture
+def processor_of():
+    """`processor_of(model)` reads letters."""
+    return lambda model: LetterProcessor(model.config)
 
 
 @pytest.fixture

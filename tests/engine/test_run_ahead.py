@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from internvl2.engine.batch_sizes import padded, sizes_up_to
+from internvl2.engine.engine import Engine, EngineOptions
 from internvl2.engine.graphs import CallAgain, Graphs
 from internvl2.engine.sequence import SamplingParams
+from internvl2.model.kernels import FusedKernels
 
 GREEDY = SamplingParams(max_tokens=20, ignore_eos=True)
 WISHES = {
@@ -283,3 +285,30 @@ def test_what_padding_leaves_in_the_cache_reaches_nobody(make_engine, make_promp
     for cached in (engine.runner.cache.keys, engine.runner.cache.values):
         cached[:] = torch.nan
     assert tokens_of(engine.generate(prompts, GREEDY)) == expected
+
+
+def attend_by_length(q, keys, values, tables, lengths):
+    """Attention that reads no more of a table than its sequence has, as a kernel does."""
+    rows = []
+    for x, table, length in zip(q, tables, lengths.tolist(), strict=True):
+        k, v = (cached[table].flatten(0, 1)[:length] for cached in (keys, values))
+        group = q.shape[1] // k.shape[1]
+        k, v = (part.repeat_interleave(group, dim=1) for part in (k, v))
+        shares = (torch.einsum("hd,thd->ht", x, k) / q.shape[-1] ** 0.5).softmax(-1)
+        rows.append(torch.einsum("ht,thd->hd", shares, v))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("kind", ["plain", "dynamic"])
+def test_with_a_kernel_that_reads_lengths_tables_have_one_width(make_engine, make_prompt, kind):
+    prompts = [make_prompt([n, 9] * (1 + 7 * n), [(n, 1)]) for n in range(5)]
+    expected = tokens_of(make_engine(kind).generate(prompts, GREEDY))
+    model = make_engine(kind).model
+    model.decoder.use(FusedKernels(paged_decode=attend_by_length))
+    processor = make_engine(kind).processor
+    options = EngineOptions(cache_tokens=1024, max_context=400, block_size=4)
+    with Engine(model, processor, options, CallAgain()) as engine:
+        for cached in (engine.runner.cache.keys, engine.runner.cache.values):
+            cached[:] = torch.nan
+        assert tokens_of(engine.generate(prompts, GREEDY)) == expected
+        assert tokens_of(engine.generate(prompts, GREEDY)) == expected

@@ -1,4 +1,4 @@
-"""A step of written tokens waits for the device once, for the sampled ids."""
+"""A step of written tokens waits for the device only where its tokens are read."""
 
 import warnings
 
@@ -23,9 +23,10 @@ DRAWN = SamplingParams(
 )
 
 
+@pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("params", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-def test_a_decode_step_waits_once(make_engine, make_prompt, params):
-    engine = make_engine(device="cuda")
+def test_a_decode_step_waits_for_its_tokens_alone(make_engine, make_prompt, params, graphs):
+    engine = make_engine(device="cuda", graphs=graphs)
     for number in range(3):
         engine.add(make_prompt([number, 5, 6]), params)
     for _ in range(3):
@@ -38,7 +39,8 @@ def test_a_decode_step_waits_once(make_engine, make_prompt, params):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     waits = [w for w in caught if "called a synchronizing" in str(w.message)]
-    assert len(waits) == 1, [f"{w.filename}:{w.lineno}" for w in waits]
+    # The event behind the copy of the tokens is not among them.
+    assert not waits, [f"{w.filename}:{w.lineno}" for w in waits]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

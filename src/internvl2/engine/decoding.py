@@ -80,6 +80,8 @@ class Decoding:
         self._tables = torch.zeros(rows, blocks, dtype=torch.int64, device=device)
         self._logits = torch.zeros(rows, model.config.decoder.vocab_size, device=device)
         self._draws = DrawBuffers(rows, device)
+        self._gathers = model.decoder.kernels.paged_decode is None
+        """Whether attention copies what it reads: then tables are no wider than need be."""
         self._batch: tuple[Sequence, ...] = ()
         self._choice = Choice.MOST_PROBABLE
         self._num_blocks: list[int] = []
@@ -98,7 +100,8 @@ class Decoding:
             unread = self._unread(batch, previous) if step.follows else None
             self._make_ready(shape)
             self._place(step, shape.rows, unread)
-        self._cache.clear_begun(step.decodes)
+        if self._gathers:
+            self._cache.clear_begun(step.decodes)
         num_unread = int(step.follows)
         if shape.choice in (Choice.DRAWN, Choice.DRAWN_FROM_FEW):
             self._draws.advance(batch, num_unread)
@@ -108,8 +111,10 @@ class Decoding:
         return launched
 
     def _shape_of(self, batch: tuple[Sequence, ...]) -> DecodeShape:
-        longest = max(len(sequence.blocks) for sequence in batch)
-        width = min(power_of_two(longest), self._tables.shape[1])
+        width = self._tables.shape[1]
+        if self._gathers:
+            longest = max(len(sequence.blocks) for sequence in batch)
+            width = min(power_of_two(longest), width)
         return DecodeShape(padded(len(batch)), width, self._choice)
 
     def _make_ready(self, shape: DecodeShape) -> Work:
@@ -184,7 +189,8 @@ class Decoding:
             tables[row] = sequence.blocks[0]
             tables[row, : len(sequence.blocks)] = sequence.blocks
         known = self._upload(tables)
-        self._tables[:rows].copy_(known[:, :1].expand(-1, self._tables.shape[1]))
+        if self._gathers:
+            self._tables[:rows].copy_(known[:, :1].expand(-1, self._tables.shape[1]))
         self._tables[:rows, : known.shape[1]].copy_(known)
 
     def _add_blocks(self, batch: tuple[Sequence, ...]) -> None:

@@ -30,7 +30,7 @@ class LaunchedStep:
         if sampled.ids.device.type != "cuda":
             return cls(sequences, copies, None)
         copied = torch.cuda.Event()
-        copied.record()
+        copied.record(torch.cuda.current_stream(sampled.ids.device))
         return cls(sequences, copies, copied)
 
     def tokens(self) -> list[NextToken]:

@@ -102,8 +102,16 @@ class ModelRunner:
     @torch.inference_mode()
     def begin(self, step: Step) -> LaunchedStep:
         """Queues the work of a step and the copy of the tokens that it chooses."""
-        if self._decoding is not None and not step.prefills:
-            return self._decoding.begin(step)
+        with devices.current(self.device):
+            if self._decoding is not None and not step.prefills:
+                return self._decoding.begin(step)
+            return self._begin(step)
+
+    def release(self, sequence: Sequence) -> None:
+        """Forgets what is kept for a sequence that has ended."""
+        self.vision.release(sequence.id)
+
+    def _begin(self, step: Step) -> LaunchedStep:
         sampling = [chunk.sequence for chunk in step.chunks if chunk.samples]
         batch = SamplingBatch.of(sampling, self.device)
         self.cache.clear_begun(step.chunks)
@@ -115,10 +123,6 @@ class ModelRunner:
         if not sampling:
             return nothing_sampled()
         return LaunchedStep.of(tuple(sampling), sample(logits, batch))
-
-    def release(self, sequence: Sequence) -> None:
-        """Forgets what is kept for a sequence that has ended."""
-        self.vision.release(sequence.id)
 
     def _threads(self, step: Step) -> AbstractContextManager[None]:
         is_small = not step.prefills and step.num_tokens * self._weights < SMALL_STEP
