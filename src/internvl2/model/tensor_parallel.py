@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from internvl2.config import DecoderConfig, InternVLConfig
 from internvl2.model.decoder import DecoderLayer
+from internvl2.model.int4 import Groups
 from internvl2.model.internvl import InternVL
-from internvl2.model.low_bit import Groups
 
 
 @runtime_checkable
