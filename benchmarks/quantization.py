@@ -7,16 +7,18 @@ Each scheme gets the same weights: those of a directory, or random ones in a mem
 speed means something but not what they predict. KL is the mean over all tokens of the prompts, in
 nats, from the plain model's predictions; "same" is the share of tokens where both find the same
 next one most probable. Speed is that of the decoder and its head without a cache: one token, as
-when an answer is written, and a prompt of 512. Plain weights are packed as the engine packs them.
-fp8 is emulated where the device has none, and then has no times.
+when an answer is written, and a prompt of 512. Decoders are prepared as the engine prepares them,
+and on a CUDA device the single token is a CUDA graph. fp8 is emulated where the device has none,
+and then has no times.
+
+On a CUDA device the products that a token is made of are timed one by one besides, in the shapes of
+2B and 8B (`products.py`); `--products MEMBER ...` chooses other members, on any device.
 """
 
 import argparse
 import json
 import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,16 +28,20 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import products
 
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.store import load_model
 from internvl2.config import Quantization
+from internvl2.engine.prepared import prepare
 from internvl2.family import find
 from internvl2.model.attention import PackedAttention
 from internvl2.model.internvl import InternVL, random_model
+from internvl2.model.kernel_choice import KernelChoice
 from internvl2.model.low_bit import quantize_for_answers, require_quantization, stored_bytes
-from internvl2.model.packed import can_pack, pack_linears
 from internvl2.model.rotary import Positions
 from internvl2.processing.conversation import Message
 from internvl2.processing.processor import Processor
@@ -90,9 +96,28 @@ def main() -> None:
         wanted = predictions if wanted is None else wanted
         found.append(measure(model, scheme or name, wanted, predictions, options))
         print(found[-1].row(found[0]), flush=True)
+        del model  # before the next one takes its memory
+    timed = time_products(options, device, dtype)
     if options.json:
-        values = [asdict(one) for one in found]
+        values = {"decoders": [*map(asdict, found)], "products": [*map(asdict, timed)]}
         options.json.write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def time_products(
+    options: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> list[products.Product]:
+    """Every product by itself, printed as it is known."""
+    members = options.products
+    if members is None:
+        members = ["internvl2-2b", "internvl2-8b"] if device.type == "cuda" else []
+    if members:
+        print(f"\n{products.HEADER}")
+    timed = []
+    bench = products.Bench(device, dtype, options.rounds, KernelChoice())
+    for product in bench.products(members, options.schemes) if members else ():
+        timed.append(product)
+        print(product.row(), flush=True)
+    return timed
 
 
 def parse() -> argparse.Namespace:
@@ -103,6 +128,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="directory of a checkpoint instead")
     parser.add_argument("--prompts", type=Path, help="questions for it, one a line")
     parser.add_argument("--schemes", nargs="+", choices=schemes, default=schemes)
+    parser.add_argument("--products", nargs="*", metavar="MEMBER", help="time their products")
     parser.add_argument("--device", help="the best there is unless given")
     parser.add_argument("--dtype", help="bfloat16 where the device is good at it")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -159,13 +185,12 @@ def measure(
     weight = model.decoder.embedding.weight
     if not is_computed(scheme, weight):
         return Measured(scheme, mib, divergence, same, 0.0, 0.0)
-    if can_pack(weight.device, weight.dtype):
-        pack_linears(model)
-    times = [
-        milliseconds(lambda count=count: step(model, count), weight.device, rounds)
-        for count, rounds in ((1, options.rounds), (PROMPT, max(1, options.rounds // 5)))
-    ]
-    return Measured(scheme, mib, divergence, same, *times)
+    prepare(model)
+    device = weight.device
+    token = products.repeated("one token", step(model, 1), device)
+    token_ms = products.milliseconds(token, device, options.rounds)
+    prompt_ms = products.milliseconds(step(model, PROMPT), device, max(1, options.rounds // 5))
+    return Measured(scheme, mib, divergence, same, token_ms, prompt_ms)
 
 
 def is_computed(scheme: str, weight: Tensor) -> bool:
@@ -179,28 +204,17 @@ def is_computed(scheme: str, weight: Tensor) -> bool:
     return True
 
 
-@torch.inference_mode()
-def step(model: InternVL, count: int) -> Tensor:
+def step(model: InternVL, count: int) -> Callable[[], Tensor]:
     """So many tokens through the decoder, and the scores of the last one."""
     tokens = torch.arange(count, device=model.decoder.embedding.weight.device)
-    attend, positions = (
-        PackedAttention.of([count], tokens.device),
-        Positions.packed([count], tokens.device),
-    )
-    return model.logits(model.decoder(model.embed(tokens), positions, attend)[-1:])
+    attend = PackedAttention.of([count], tokens.device)
+    positions = Positions.packed([count], tokens.device)
 
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return model.logits(model.decoder(model.embed(tokens), positions, attend)[-1:])
 
-def milliseconds(work: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """The median time."""
-    times = []
-    work()
-    for _ in range(rounds):
-        devices.synchronize(device)
-        started = time.perf_counter()
-        work()
-        devices.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times)
+    return run
 
 
 if __name__ == "__main__":

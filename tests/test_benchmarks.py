@@ -161,8 +161,15 @@ def test_the_benchmark_of_few_bits_compares_every_scheme_with_the_plain_decoder(
     prompts.write_text("What is this?\nWho are you?\n")
     command = [sys.executable, str(BENCHMARKS / "quantization.py"), "--device", "cpu"]
     command += ["--model", str(model), "--prompts", str(prompts), "--json", str(report)]
-    subprocess.run([*command, "--rounds", "1"], check=True)
-    plain, fp8, int8, int4 = json.loads(report.read_text())
+    command += ["--products", "internvl2-1b", "--rounds", "1"]
+    subprocess.run(command, check=True)
+    found = json.loads(report.read_text())
+    plain, fp8, int8, int4 = found["decoders"]
     assert plain["divergence"] == 0 < int8["divergence"] < fp8["divergence"] < int4["divergence"]
     assert int4["mib"] < int8["mib"] < plain["mib"]
     assert fp8["token_ms"] == 0 < int8["token_ms"]
+    products = found["products"]
+    assert len(products) == 4 * 3 * 3  # matrices, numbers of tokens, and numbers that a CPU has
+    assert {product["scheme"] for product in products[3:]} >= {"int8", "int4"}
+    assert all(product["us"] > 0 and product["share"] > 0 for product in products)
+    assert [product["ratio"] for product in products[:3]] == [1, 1, 1]
