@@ -16,6 +16,7 @@ from internvl2.checkpoint.convert import DTYPES, building, dtype_name
 from internvl2.checkpoint.hub import locate
 from internvl2.checkpoint.layouts import rules
 from internvl2.checkpoint.source import Checkpoint, open_checkpoint
+from internvl2.checkpoint.upload import uploaded
 from internvl2.checkpoint.writing import MAX_SHARD_BYTES, Writing, write_weights
 from internvl2.config import InternVLConfig, Quantization
 from internvl2.model.int4 import Int4Linear
@@ -231,8 +232,8 @@ def _filled(
 ) -> InternVL:
     """A model without memory, or a share of one, with the checkpoint's numbers.
 
-    Tensors go to the device one by one, and are quantised there; the host never holds a second copy
-    of the model, and the device none of what is quantised.
+    Tensors go to the device one after the other, a few at a time, and are quantised there; the host
+    never holds a second copy of the model, and the device none of what is quantised.
     """
     adapter = None if checkpoint.adapter is None else checkpoint.adapter.directory
     chosen = choose_quantization(checkpoint.directory, quantize, device, dtype, adapter)
@@ -248,9 +249,10 @@ def _filled(
     empty = {name: torch.empty(x.shape, dtype=x.dtype, device=device) for name, x in places.items()}
     model.load_state_dict(empty, strict=True, assign=True)
     if quantize is None and chosen is not None:
-        weights = _store_packed(model, checkpoint)
+        weights = uploaded(_store_packed(model, checkpoint), device)
     else:
-        weights = store_quantized(_own(model, checkpoint.parameters(device)), model)
+        own = uploaded(_own(model, checkpoint.parameters(device)), device)
+        weights = store_quantized(own, model)
     fill(dict(model.named_parameters()), weights)
     return model.eval()
 
