@@ -15,7 +15,7 @@ def prepare(model: InternVL) -> InternVL:
         pack_linears(model)
     elif weight.device.type == "cuda":
         choice = KernelChoice()
-        fuse(model.decoder, choice)
+        fuse(model.decoder, choice, is_whole=model.decoder.config == model.config.decoder)
         fuse_vision(model.vision, choice)
         plan_products(model.decoder, choice)
     return model

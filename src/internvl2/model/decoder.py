@@ -6,6 +6,7 @@ their files interleave or fuse weights is a matter of storage (`checkpoint.layou
 
 from collections.abc import Callable, Iterator
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -37,7 +38,10 @@ class Decoder(nn.Module):
         """Hidden states behind the last norm; `attend` says who sees whom."""
         rotate = self.rotary(positions)
         if self.kernels is not PLAIN:
-            return self._fused(x, rotate, self.kernels.within(attend))
+            attend = self.kernels.within(attend)
+            if len(x) == 1 and self.kernels.row is not None and isinstance(attend, PagedAttention):
+                return self._one_row(x, rotate, attend)
+            return self._fused(x, rotate, attend)
         for layer in self.layers:
             x = layer(x, rotate, attend)
         return self.norm(x)
@@ -58,6 +62,15 @@ class Decoder(nn.Module):
         for layer, norm in zip(layers, following, strict=True):
             x, normed = layer.fused(x, normed, rotate, attend, norm)
         return normed
+
+    def _one_row(
+        self, x: Float[Tensor, "1 dim"], rotate: Rotation, attend: PagedAttention
+    ) -> Float[Tensor, "1 dim"]:
+        """The same for a single token: norms and gates are part of the products."""
+        added = torch.zeros_like(x)
+        for layer in self._each_layer():
+            x, added = layer.one_row(x, added, rotate, attend)
+        return self.norm.of_sum(x, added, self.kernels)[1]
 
     def _each_layer(self) -> "Iterator[DecoderLayer]":
         for layer in self.layers:
@@ -96,6 +109,25 @@ class DecoderLayer(nn.Module):
         x, normed = self.mlp_norm.of_sum(x, out, self.kernels)
         return next_norm.of_sum(x, self.mlp(normed), self.kernels)
 
+    def one_row(
+        self,
+        x: Float[Tensor, "1 dim"],
+        added: Float[Tensor, "1 dim"],
+        rotate: Rotation,
+        attend: PagedAttention,
+    ) -> tuple[Float[Tensor, "1 dim"], Float[Tensor, "1 dim"]]:
+        """The layer for a stream of one token and what is yet to be added to it: both of them."""
+        row, norms = self.kernels.row, (self.attention_norm, self.mlp_norm)
+        states, opening = self.attention.joined, self.mlp.joined
+        assert row is not None
+        assert states is not None
+        assert opening is not None
+        x, product = row.normed(x, added, norms[0].weight, norms[0].eps, *states.matrix)
+        out = self.attention.over_cache(product, rotate, attend)
+        added = row.product(out, self.attention.o.weight, None)
+        x, inner = row.gated(x, added, norms[1].weight, norms[1].eps, opening.matrix[0])
+        return x, row.product(inner, self.mlp.down.weight, None)
+
 
 class DecoderAttention(nn.Module):
     """Grouped-query attention with rotary positions."""
@@ -121,9 +153,9 @@ class DecoderAttention(nn.Module):
         self, x: Float[Tensor, "tokens dim"], rotate: Rotation, attend: Attention
     ) -> Float[Tensor, "tokens dim"]:
         """Project, norm per head where the model does, turn, attend, project back."""
-        is_fused = self.joined is not None and self.kernels.turn_and_store is not None
-        if is_fused and isinstance(attend, PagedAttention):
-            return self.o(self._over_cache(x, rotate, attend))
+        has_kernel = self.kernels.turn_and_store is not None
+        if self.joined is not None and has_kernel and isinstance(attend, PagedAttention):
+            return self.o(self.over_cache(self.joined(x), rotate, attend))
         states = (self.q(x), self.k(x), self.v(x)) if self.joined is None else self.joined.split(x)
         q, k, v = (rearrange(y, "t (h d) -> t h d", d=self.head_dim) for y in states)
         if self.q_norm is not None and self.k_norm is not None:
@@ -138,13 +170,11 @@ class DecoderAttention(nn.Module):
             return None, 0.0
         return (self.q_norm.weight, self.k_norm.weight), self.q_norm.eps
 
-    def _over_cache(
-        self, x: Float[Tensor, "tokens dim"], rotate: Rotation, attend: PagedAttention
+    def over_cache(
+        self, product: Float[Tensor, "tokens wide"], rotate: Rotation, attend: PagedAttention
     ) -> Float[Tensor, "tokens inner"]:
-        """The same with one kernel between the joined product and attention."""
-        assert self.joined is not None
+        """Attention by what the joined product gave, with one kernel between them."""
         assert self.kernels.turn_and_store is not None
-        product = self.joined(x)
         keys, values = attend.keys[self.layer], attend.values[self.layer]
         turned = self.kernels.turn_and_store(
             product, rotate.cos, rotate.sin, *self.head_norms, keys, values, attend.slots

@@ -5,18 +5,18 @@ be had, the layers compute that part plainly.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from internvl2.model.attention import decode_attention
 from internvl2.model.decoder import Decoder, DecoderLayer
 from internvl2.model.joined import join_linears
 from internvl2.model.kernel_choice import KernelChoice, Trial
-from internvl2.model.kernels import FusedKernels, gated
+from internvl2.model.kernels import FusedKernels, RowKernels, gated, gated_halves
 from internvl2.model.rotary import Positions, Rotation
 from internvl2.model.spans import DecodeSpan
 
@@ -28,24 +28,28 @@ SPLITS = (None, 1, 3)
 
 
 @torch.no_grad()
-def fuse(decoder: Decoder, choice: KernelChoice) -> None:
+def fuse(decoder: Decoder, choice: KernelChoice, *, is_whole: bool = True) -> None:
     """Joins a decoder's products of the same states, and uses the kernels that pass their trials.
 
-    The decoder can neither be trained nor saved after that.
+    The decoder can neither be trained nor saved after that. A process that holds a share of one
+    has sums with others between the products, which then do not grow together.
     """
     join_linears(decoder.layers, in_few_bits=True)
     trials = _Trials.of(decoder)
     mlp, attention = trials.layer.mlp.joined, trials.layer.attention.joined
-    decoder.use(
-        FusedKernels(
-            sum_norm=_chosen(choice, trials.sum_norm(), _sum_norm),
-            gate=_chosen(choice, trials.gate(), _gate) if mlp else None,
-            turn_and_store=_chosen(choice, trials.turn_and_store(), _turn_and_store)
-            if attention
-            else None,
-            paged_decode=_chosen(choice, trials.paged_decode(), _paged_decode),
-        )
+    kernels = FusedKernels(
+        sum_norm=_chosen(choice, trials.sum_norm(), _sum_norm),
+        gate=_chosen(choice, trials.gate(), _gate) if mlp else None,
+        turn_and_store=_chosen(choice, trials.turn_and_store(), _turn_and_store)
+        if attention
+        else None,
+        paged_decode=_chosen(choice, trials.paged_decode(), _paged_decode),
     )
+    outputs = trials.layer.attention.o, trials.layer.mlp.down
+    is_plain = mlp and attention and all(type(linear) is nn.Linear for linear in outputs)
+    if is_whole and is_plain and kernels.turn_and_store:
+        kernels = replace(kernels, row=_chosen(choice, trials.row(kernels), _row))
+    decoder.use(kernels)
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,31 @@ class _Trials:
         case = (self.heads, self.kv_heads, size)
         return Trial("attention over the cache", fused, plain, (q, cache, tables, lengths), case)
 
+    def row(self, kernels: FusedKernels) -> Trial:
+        attention, mlp = self.layer.attention, self.layer.mlp
+        dim, inner = attention.o.weight.shape
+        norms = self.layer.attention_norm, self.layer.mlp_norm
+        joined, opening = attention.joined, mlp.joined
+        assert joined is not None
+        assert opening is not None
+
+        def plain(x: Tensor, added: Tensor, out: Tensor) -> tuple[Tensor, ...]:
+            first, normed = norms[0].of_sum(x, added, kernels)
+            second, after = norms[1].of_sum(first, attention.o(out), kernels)
+            opened = gated_halves(opening(after), kernels)
+            return first, joined(normed), second, opened, mlp.down(opened)
+
+        def fused(x: Tensor, added: Tensor, out: Tensor) -> tuple[Tensor, ...]:
+            row, matrix = _row(), joined.matrix
+            first, states = row.normed(x, added, norms[0].weight, norms[0].eps, *matrix)
+            turned, matrix = row.product(out, attention.o.weight, None), opening.matrix
+            second, opened = row.gated(first, turned, norms[1].weight, norms[1].eps, matrix[0])
+            return first, states, second, opened, row.product(opened, mlp.down.weight, None)
+
+        inputs = self._random(1, dim), self._random(1, dim), self._random(1, inner)
+        case = (dim, inner, mlp.down.in_features)
+        return Trial("products with one row", fused, plain, inputs, case, must_be_faster=True)
+
     def _plain_turn(
         self, product: Tensor, cache: Tensor, slots: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -154,9 +183,7 @@ class _Trials:
         return numbers.to(weight)
 
 
-def _chosen(
-    choice: KernelChoice, trial: Trial, load: Callable[[], Callable[..., Any]]
-) -> Callable[..., Any] | None:
+def _chosen(choice: KernelChoice, trial: Trial, load: Callable[[], Any]) -> Any | None:
     return load() if choice.prepare(trial) else None
 
 
@@ -182,3 +209,9 @@ def _paged_decode() -> Callable[..., Tensor]:
     from internvl2.model.triton_kernels.paged_decode import paged_decode
 
     return paged_decode
+
+
+def _row() -> RowKernels:
+    from internvl2.model.triton_kernels import row_product as kernels
+
+    return RowKernels(kernels.row_product, kernels.normed_row_product, kernels.gated_row_product)

@@ -41,6 +41,12 @@ class JoinedLinears(nn.Module):
         """What the maps give, one behind the other."""
         return self.linear(x)
 
+    @property
+    def matrix(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the one product, for maps that are held as files have them."""
+        assert isinstance(self.linear, nn.Linear), type(self.linear)
+        return self.linear.weight, self.linear.bias
+
     def split(self, x: Float[Tensor, "rows wide"]) -> tuple[Tensor, ...]:
         """What each of the maps gives."""
         return self.linear(x).split(self.widths, dim=-1)

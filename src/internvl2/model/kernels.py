@@ -17,6 +17,15 @@ from internvl2.model.attention import Attention, DecodeKernel, PagedAttention
 
 
 @dataclass(frozen=True, slots=True)
+class RowKernels:
+    """A matrix times a single row, and what stands around that (`triton_kernels.row_product`)."""
+
+    product: Callable[..., Tensor]
+    normed: Callable[..., tuple[Tensor, Tensor]]
+    gated: Callable[..., tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
 class FusedKernels:
     """Kernels between a decoder's products; where one is None plain PyTorch computes the same."""
 
@@ -28,6 +37,8 @@ class FusedKernels:
     """`triton_kernels.turn_and_store`."""
     paged_decode: DecodeKernel | None = None
     """`triton_kernels.paged_decode`."""
+    row: RowKernels | None = None
+    """For steps of one token, where they are faster."""
 
     def within(self, attend: Attention) -> Attention:
         """The same attention with the kernel for single tokens, where it is over a cache."""

@@ -38,7 +38,7 @@ def decoders(config: DecoderConfig, device: torch.device, dtype: torch.dtype) ->
         if "norm" in name:
             weight.uniform_(0.5, 1.5)
     fused = copy.deepcopy(plain)
-    fuse(fused, KernelChoice())
+    fuse(fused, KernelChoice(seconds=lambda run: 1.0))
     assert None not in [getattr(fused.kernels, name) for name in PLAIN.__slots__]
     return [plain, fused]
 
@@ -49,14 +49,17 @@ def caches(config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> T
     return torch.randn(shape, generator=generator).to(device, dtype)
 
 
-def decode_step(decoder: Decoder, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """Hidden states of a new token of each of three sequences, and the cache behind them."""
+def decode_step(
+    decoder: Decoder, device: torch.device, dtype: torch.dtype, rows: int
+) -> list[Tensor]:
+    """Hidden states of a new token of so many sequences, and the cache behind them."""
     keys, values = caches(decoder.config, device, dtype)
-    tables, lengths = (torch.tensor(x, device=device) for x in (TABLES, LENGTHS))
+    tables, lengths = (torch.tensor(x[:rows], device=device) for x in (TABLES, LENGTHS))
     index = lengths - 1
     slots = tables.gather(1, (index // 16)[:, None])[:, 0] * 16 + index % 16
-    attend = PagedAttention(keys, values, slots, (), DecodeSpan(0, tables, lengths, LENGTHS))
-    x = decoder.embedding(torch.tensor([5, 6, 7], device=device))
+    span = DecodeSpan(0, tables, lengths, LENGTHS[:rows])
+    attend = PagedAttention(keys, values, slots, (), span)
+    x = decoder.embedding(torch.tensor([5, 6, 7], device=device)[:rows])
     return [decoder(x, Positions(index, lengths), attend), keys, values]
 
 
@@ -68,9 +71,10 @@ def assert_close(found: Tensor, wanted: Tensor) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("config", [QWEN2, QWEN3, PHI3], ids=lambda config: config.kind)
+@pytest.mark.parametrize("rows", [3, 1])
 @torch.no_grad()
-def test_a_step_of_single_tokens(device, config, dtype):
-    plain, fused = (decode_step(d, device, dtype) for d in decoders(config, device, dtype))
+def test_a_step_of_single_tokens(device, config, dtype, rows):
+    plain, fused = (decode_step(d, device, dtype, rows) for d in decoders(config, device, dtype))
     for found, wanted in zip(fused, plain, strict=True):
         assert_close(found, wanted)
 
@@ -96,19 +100,20 @@ def test_a_step_that_mixes_prompts_and_single_tokens(device):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("rows", [3, 1])
 @pytest.mark.parametrize("config", [QWEN2, QWEN3], ids=lambda config: config.kind)
 @torch.no_grad()
-def test_a_fused_step_can_be_captured_as_a_cuda_graph(config):
+def test_a_fused_step_can_be_captured_as_a_cuda_graph(config, rows):
     device, dtype = torch.device("cuda"), torch.bfloat16
     _, fused = decoders(config, device, dtype)
     keys, values = caches(config, device, dtype)
-    tables, lengths = (torch.tensor(x, device=device) for x in (TABLES, LENGTHS))
-    tokens = torch.tensor([5, 6, 7], device=device)
+    tables, lengths = (torch.tensor(x[:rows], device=device) for x in (TABLES, LENGTHS))
+    tokens = torch.tensor([5, 6, 7], device=device)[:rows]
 
     def step() -> Tensor:
         index = lengths - 1
         slots = tables.gather(1, (index // 16)[:, None])[:, 0] * 16 + index % 16
-        attend = PagedAttention(keys, values, slots, (), DecodeSpan(0, tables, lengths, LENGTHS))
+        attend = PagedAttention(keys, values, slots, (), DecodeSpan(0, tables, lengths, None))
         return fused(fused.embedding(tokens), Positions(index, lengths), attend)
 
     step()
@@ -116,6 +121,6 @@ def test_a_fused_step_can_be_captured_as_a_cuda_graph(config):
     with torch.cuda.graph(graph):
         captured = step()
     tokens += 20
-    lengths += torch.tensor([1, 15, 3], device=device)
+    lengths += torch.tensor([1, 15, 3], device=device)[:rows]
     graph.replay()
     torch.testing.assert_close(captured, step())

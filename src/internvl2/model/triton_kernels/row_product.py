@@ -1,0 +1,151 @@
+"""A matrix times one row of numbers: what a single conversation's next token is made of.
+
+All the time goes into reading the matrix once. So each program reads whole rows of it, and what
+comes before and behind the product rides along: the sum with what the layer before added, its RMS
+norm, and the gate of an MLP.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+TILE = 1024
+"""Most numbers of a row that are read at a time."""
+ROWS = 4
+"""Outputs of a program."""
+FEW = 2048
+"""Outputs for which programs are made smaller, so that there are several for each processor."""
+
+
+def row_product(
+    x: Float[Tensor, "1 inputs"],
+    weight: Float[Tensor, "outputs inputs"],
+    bias: Float[Tensor, " outputs"] | None,
+) -> Float[Tensor, "1 outputs"]:
+    """As `F.linear`."""
+    out = x.new_empty(1, weight.shape[0])
+    _launch(x, (x, x, out), weight, bias, out, eps=0.0, is_normed=False, is_gated=False)
+    return out
+
+
+def normed_row_product(
+    x: Float[Tensor, "1 inputs"],
+    added: Float[Tensor, "1 inputs"],
+    norm: Float[Tensor, " inputs"],
+    eps: float,
+    weight: Float[Tensor, "outputs inputs"],
+    bias: Float[Tensor, " outputs"] | None,
+) -> tuple[Float[Tensor, "1 inputs"], Float[Tensor, "1 outputs"]]:
+    """The sum of two rows, and the product of its RMS norm."""
+    total, out = torch.empty_like(x), x.new_empty(1, weight.shape[0])
+    _launch(x, (added, norm, total), weight, bias, out, eps=eps, is_normed=True, is_gated=False)
+    return total, out
+
+
+def gated_row_product(
+    x: Float[Tensor, "1 inputs"],
+    added: Float[Tensor, "1 inputs"],
+    norm: Float[Tensor, " inputs"],
+    eps: float,
+    weight: Float[Tensor, "both inputs"],
+) -> tuple[Float[Tensor, "1 inputs"], Float[Tensor, "1 inner"]]:
+    """The same, of whose product the SiLU of the first half is multiplied with the second half."""
+    total, out = torch.empty_like(x), x.new_empty(1, weight.shape[0] // 2)
+    _launch(x, (added, norm, total), weight, None, out, eps=eps, is_normed=True, is_gated=True)
+    return total, out
+
+
+def rows_for(outputs: int, is_gated: bool) -> int:
+    """Outputs of a program: few, where there are few programs or each reads two rows for one."""
+    return ROWS if outputs > FEW and not is_gated else ROWS // 2
+
+
+def _launch(
+    x: Tensor,
+    sum_norm: tuple[Tensor, Tensor, Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    *,
+    eps: float,
+    is_normed: bool,
+    is_gated: bool,
+) -> None:
+    assert weight.is_contiguous(), "the kernel reads matrices without gaps"
+    outputs = out.shape[1]
+    rows = rows_for(outputs, is_gated)
+    _product[(triton.cdiv(outputs, rows),)](
+        x,
+        *sum_norm,
+        weight,
+        out if bias is None else bias,
+        out,
+        eps,
+        inputs=weight.shape[1],
+        outputs=outputs,
+        rows=rows,
+        tile=min(TILE, triton.next_power_of_2(weight.shape[1])),
+        is_normed=is_normed,
+        is_gated=is_gated,
+        has_bias=bias is not None,
+        num_warps=4,
+    )
+
+
+@triton.jit
+def _product(
+    x: tl.tensor,
+    added: tl.tensor,
+    norm: tl.tensor,
+    total: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    eps: float,
+    inputs: tl.constexpr,
+    outputs: tl.constexpr,
+    rows: tl.constexpr,
+    tile: tl.constexpr,
+    is_normed: tl.constexpr,
+    is_gated: tl.constexpr,
+    has_bias: tl.constexpr,
+) -> None:
+    """Some outputs. The norm's divisor is one number, so the product need not wait for it."""
+    row = tl.program_id(0) * rows + tl.arange(0, rows)
+    is_row = row < outputs
+    at = weight + row.to(tl.int64)[:, None] * inputs
+    found = tl.zeros([rows, tile], tl.float32)
+    beside = tl.zeros([rows, tile], tl.float32)
+    squares = tl.zeros([tile], tl.float32)
+    for first in tl.range(0, inputs, tile, num_stages=3):
+        column = first + tl.arange(0, tile)
+        is_column = column < inputs
+        is_read = is_row[:, None] & is_column[None, :]
+        numbers = tl.load(x + column, mask=is_column, other=0.0).to(tl.float32)
+        if is_normed:
+            more = tl.load(added + column, mask=is_column, other=0.0).to(tl.float32)
+            rounded = (numbers + more).to(total.dtype.element_ty)
+            tl.store(total + column, rounded, mask=is_column & (tl.program_id(0) == 0))
+            numbers = rounded.to(tl.float32)
+            squares += numbers * numbers
+            numbers *= tl.load(norm + column, mask=is_column, other=0.0).to(tl.float32)
+        part = tl.load(at + column[None, :], mask=is_read, other=0.0).to(tl.float32)
+        found += part * numbers[None, :]
+        if is_gated:
+            ups = at + outputs * inputs + column[None, :]
+            beside += tl.load(ups, mask=is_read, other=0.0).to(tl.float32) * numbers[None, :]
+    result = tl.sum(found, 1)
+    kind = out.dtype.element_ty
+    if is_normed:
+        scale = tl.rsqrt(tl.sum(squares, 0) / inputs + eps)
+        result *= scale
+    if has_bias:
+        result += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)
+    if is_gated:
+        # Rounded where plain PyTorch rounds.
+        opening = result.to(kind).to(tl.float32)
+        opened = (opening * tl.sigmoid(opening)).to(kind).to(tl.float32)
+        result = opened * (tl.sum(beside, 1) * scale).to(kind).to(tl.float32)
+    tl.store(out + row, result.to(kind), mask=is_row)
