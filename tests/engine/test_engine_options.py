@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from internvl2.engine.activations import StepSizes, step_bytes
+from internvl2.engine.graphs import CallAgain, Graphs
+from internvl2.engine.sequence import SamplingParams
+from internvl2.processing.conversation import Message
 
 
 def test_graphs_are_refused_on_a_cpu(make_engine):
@@ -22,3 +25,40 @@ def test_recorded_steps_are_counted_in_the_plan(tiny_models):
     ]
     assert counted[1] - counted[0] > 64 * 2**20
     assert counted[2] - counted[1] == 17 * 8 * 2**20
+
+
+def test_copies_of_keys_and_values_are_counted_where_no_kernel_saves_them(tiny_models):
+    config, cuda = tiny_models["plain"].config, torch.device("cuda")
+    sizes = StepSizes(512, 64, 4, 400, recordings=1)
+    few, many = (
+        step_bytes(config, torch.bfloat16, cuda, dataclasses.replace(sizes, gathers=gathers))
+        for gathers in (False, True)
+    )
+    layer = 2 * config.decoder.num_kv_heads * config.decoder.head_dim * 2
+    assert many - few >= 64 * 400 * layer
+
+
+def test_warming_up_records_every_batch_size_the_largest_first(make_engine, monkeypatch):
+    recorded = []
+    record = Graphs._record
+    monkeypatch.setattr(
+        Graphs,
+        "_record",
+        lambda self, key, work: (recorded.append(key), record(self, key, work))[1],
+    )
+    engine = make_engine(recorder=CallAgain(), max_sequences=20)
+    engine.warm_up()
+    assert [key.rows for key in recorded] == [24, 16, 8, 4, 2, 1]
+    engine.warm_up(SamplingParams(temperature=0.7, top_p=0.9))
+    assert [key.rows for key in recorded] == [24, 16, 8, 4, 2, 1] * 2
+
+
+def test_an_engine_that_records_nothing_has_nothing_to_warm_up(make_engine):
+    engine = make_engine()
+    engine.warm_up()
+    assert engine.submit(engine_prompt(engine), SamplingParams(), None).id == 0
+
+
+def engine_prompt(engine):
+    """Two letters."""
+    return engine.encode([Message.user("ab")])

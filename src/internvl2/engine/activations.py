@@ -30,6 +30,8 @@ class StepSizes:
     """Tokens of the longest sequence."""
     recordings: int = 0
     """CUDA graphs that steps of written tokens may be recorded as."""
+    gathers: bool = False
+    """Whether attention copies what written tokens read, where no kernel reads it in its place."""
 
 
 def step_bytes(
@@ -79,10 +81,15 @@ def _recorded_bytes(config: InternVLConfig, dtype: torch.dtype, sizes: StepSizes
 
     The batches of all sizes share one pool, in which pieces of different sizes leave gaps.
     """
-    logits = config.decoder.vocab_size * (dtype.itemsize + 2 * torch.float32.itemsize)
+    decoder = config.decoder
+    logits = decoder.vocab_size * (dtype.itemsize + 2 * torch.float32.itemsize)
     tables = sizes.context * torch.int64.itemsize
     rows = sizes.sequences + MOST_PADDING
     batches = rows * (2 * (_token_bytes(config, dtype) + logits) + tables)
+    if sizes.gathers:
+        # Keys and values, as they are gathered and as they are multiplied, of all widths together.
+        token = 4 * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
+        batches += 2 * rows * sizes.context * token
     return batches + sizes.recordings * RECORDING_BYTES + WORKSPACE_BYTES
 
 

@@ -15,11 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.hub import EMBEDDED, locate
 from internvl2.engine.answer_text import AnswerText
 from internvl2.engine.batch import Answered, Batch, Work
+from internvl2.engine.batch_sizes import sizes_up_to
 from internvl2.engine.chat import Chat
 from internvl2.engine.engine_options import EngineOptions
 from internvl2.engine.follower import Wanted
@@ -62,6 +65,7 @@ class Engine:
         self._team = team
         weight = model.decoder.embedding.weight
         request = options.memory_request(weight.device)
+        request = replace(request, gathers=model.decoder.kernels.paged_decode is None)
         self.plan: MemoryPlan = plan(
             model.config,
             weight.dtype,
@@ -262,6 +266,27 @@ class Engine:
         finally:
             self.abort(sequence.id)
 
+    def warm_up(self, params: SamplingParams | None = None) -> None:
+        """Has steps of every batch size recorded now, so that no answer has to wait for that.
+
+        For requests like those to come: steps that draw tokens are recorded apart. Where nothing is
+        recorded nothing happens.
+        """
+        if not self.runner.runs_ahead:
+            return
+        like = replace(params or SamplingParams(), max_tokens=4, min_tokens=0, ignore_eos=True)
+        most = self.scheduler.max_sequences
+        for rows in sizes_up_to(most):
+            inbox: Inbox = Inbox()
+            prompts = [_shortest_prompt(self)] * min(rows, most)
+            running = {self.submit(prompt, like, inbox.put).id for prompt in prompts}
+            while running:
+                item = self._loop.wait(inbox)
+                if isinstance(item, Failure):
+                    raise item.error
+                if item.finish_reason is not None:
+                    running.remove(item.sequence_id)
+
     def chat(
         self,
         system: str | None = None,
@@ -340,6 +365,11 @@ def _check_conversation(request: object) -> None:
                 f"a conversation has a {type(message).__name__} where a Message belongs; "
                 "from_openai and from_opengvlab read other forms"
             )
+
+
+def _shortest_prompt(engine: Engine) -> Prompt:
+    side = engine.model.config.tile_size
+    return Prompt([0], [False], np.zeros((0, side, side, 3), np.uint8))
 
 
 def _leading_ids(processor: Processor) -> tuple[int, ...]:

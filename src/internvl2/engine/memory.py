@@ -43,6 +43,8 @@ class MemoryRequest:
     """How much of an accelerator's free memory may be used."""
     records: bool = False
     """Whether steps of written tokens are recorded as CUDA graphs."""
+    gathers: bool = False
+    """Whether attention of these copies what it reads, for want of a kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ class _Needs:
             request.vision_tiles,
             context,
             recordings,
+            request.gathers,
         )
         steps = step_bytes(self.config, self.dtype, self.device, sizes)
         return steps + request.vision_cache_bytes
