@@ -62,3 +62,16 @@ def test_an_engine_that_records_nothing_has_nothing_to_warm_up(make_engine):
 def engine_prompt(engine):
     """Two letters."""
     return engine.encode([Message.user("ab")])
+
+
+def test_recorded_runs_of_the_tower_and_uploads_are_counted_in_the_plan(tiny_models):
+    config, cuda = tiny_models["plain"].config, torch.device("cuda")
+    sizes = StepSizes(512, sequences=64, vision_tiles=32, context=400, recordings=1)
+
+    def counted(device=cuda, **changes):
+        return step_bytes(config, torch.bfloat16, device, dataclasses.replace(sizes, **changes))
+
+    pixels = 3 * config.tile_size**2
+    tower = 16 * config.peak_values_per_tile * torch.bfloat16.itemsize
+    assert counted(recorded_tiles=16) - counted() > tower + 16 * pixels
+    assert counted(vision_tiles=1) <= counted() - 2 * 31 * pixels

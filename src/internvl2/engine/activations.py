@@ -15,6 +15,8 @@ SAMPLING_BYTES = 64
 """Per row and token of the vocabulary: logits, penalties, sorted values, noise."""
 RECORDING_BYTES = 8 * 2**20
 """What a CUDA graph of some hundred kernels keeps for itself; an estimate from above."""
+UPLOADS = 2
+"""Batches of tiles on the device that come and are read in turns."""
 WORKSPACE_BYTES = 64 * 2**20
 """What libraries keep for products on the stream that graphs are recorded on."""
 
@@ -29,9 +31,11 @@ class StepSizes:
     context: int
     """Tokens of the longest sequence."""
     recordings: int = 0
-    """CUDA graphs that steps of written tokens may be recorded as."""
+    """CUDA graphs that steps of written tokens and runs of the tower may be recorded as."""
     gathers: bool = False
     """Whether attention copies what written tokens read, where no kernel reads it in its place."""
+    recorded_tiles: int = 0
+    """Tiles of the largest recorded run of the tower."""
 
 
 def step_bytes(
@@ -42,6 +46,8 @@ def step_bytes(
     tower = _tower_bytes(config, dtype) * sizes.vision_tiles
     # Encoded pictures exist twice while they are taken apart.
     steps = features + max(tower, features, _decoder_bytes(config, dtype, device, sizes))
+    if device.type == "cuda":
+        steps += UPLOADS * sizes.vision_tiles * 3 * config.tile_size**2
     return steps + (_recorded_bytes(config, dtype, sizes) if sizes.recordings else 0)
 
 
@@ -90,7 +96,15 @@ def _recorded_bytes(config: InternVLConfig, dtype: torch.dtype, sizes: StepSizes
         # Keys and values, as they are gathered and as they are multiplied, of all widths together.
         token = 4 * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
         batches += 2 * rows * sizes.context * token
+    batches += _recorded_tower_bytes(config, dtype, sizes.recorded_tiles)
     return batches + sizes.recordings * RECORDING_BYTES + WORKSPACE_BYTES
+
+
+def _recorded_tower_bytes(config: InternVLConfig, dtype: torch.dtype, tiles: int) -> int:
+    """Runs of the tower: smaller ones find room where the largest has computed, but for gaps."""
+    encoded = config.tokens_per_tile * config.decoder.hidden_size * dtype.itemsize
+    tile = _tower_bytes(config, dtype) + 3 * config.tile_size**2 + encoded
+    return (tiles + tiles // 4) * tile
 
 
 def _token_bytes(config: InternVLConfig, dtype: torch.dtype) -> int:

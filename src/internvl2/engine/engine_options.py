@@ -32,7 +32,8 @@ class EngineOptions:
     vision_tiles: int | None = None
     """Most tiles in one run of the vision tower; None takes 32, or 4 on a CPU."""
     graphs: bool | None = None
-    """Whether steps of written tokens are recorded as CUDA graphs; None does so on a GPU."""
+    """Whether steps of written tokens, and runs of the tower over few tiles, are recorded as CUDA
+    graphs; None does so on a GPU."""
 
     def memory_request(self, device: torch.device) -> MemoryRequest:
         """What an engine on this device should hold, its usual sizes filled in."""

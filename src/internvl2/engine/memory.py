@@ -12,6 +12,7 @@ import torch
 from internvl2.config import InternVLConfig, Quantization
 from internvl2.engine.activations import StepSizes, step_bytes
 from internvl2.engine.batch_sizes import sizes_up_to
+from internvl2.engine.tile_encoder import recorded_sizes
 from internvl2.model.internvl import InternVL
 from internvl2.model.low_bit import quantize_for_answers, stored_bytes
 from internvl2.model.tensor_parallel import DividedInternVL, Share
@@ -42,7 +43,7 @@ class MemoryRequest:
     memory_share: float = 0.9
     """How much of an accelerator's free memory may be used."""
     records: bool = False
-    """Whether steps of written tokens are recorded as CUDA graphs."""
+    """Whether steps of written tokens and runs of the tower are recorded as CUDA graphs."""
     gathers: bool = False
     """Whether attention of these copies what it reads, for want of a kernel."""
 
@@ -155,8 +156,11 @@ class _Needs:
     def activations(self, context: int) -> int:
         """Bytes that are neither weights nor keys and values, for sequences so long."""
         request = self.request
-        # Each size with every way to choose tokens.
-        recordings = 4 * len(sizes_up_to(request.max_sequences)) if request.records else 0
+        recordings, tile_sizes = 0, (0,)
+        if request.records:
+            tile_sizes = recorded_sizes(request.vision_tiles)
+            # Each size of a batch with every way to choose tokens.
+            recordings = 4 * len(sizes_up_to(request.max_sequences)) + len(tile_sizes)
         sizes = StepSizes(
             request.max_batch_tokens,
             request.max_sequences,
@@ -164,6 +168,7 @@ class _Needs:
             context,
             recordings,
             request.gathers,
+            tile_sizes[-1],
         )
         steps = step_bytes(self.config, self.dtype, self.device, sizes)
         return steps + request.vision_cache_bytes

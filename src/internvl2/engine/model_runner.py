@@ -20,6 +20,7 @@ from internvl2.engine.launched import LaunchedStep, nothing_sampled
 from internvl2.engine.sampler import SamplingBatch, sample
 from internvl2.engine.scheduler import Chunk, Step
 from internvl2.engine.sequence import Sequence
+from internvl2.engine.tile_encoder import TileEncoder
 from internvl2.engine.vision_cache import VisionCache, overlapping
 from internvl2.family import parameters
 from internvl2.model.attention import DecodeSpan, PagedAttention, PrefillSpan
@@ -80,9 +81,13 @@ class ModelRunner:
         self.cache = KVTensors(
             model.decoder.config, options.num_blocks, options.block_size, weight.dtype, self.device
         )
-        self.vision = VisionCache(
-            model, self.device, max_bytes=options.vision_bytes, max_tiles=options.vision_tiles
+        encoder = TileEncoder(
+            model,
+            self.device,
+            max_tiles=options.vision_tiles,
+            graphs=None if recorder is None else Graphs(recorder),
         )
+        self.vision = VisionCache(encoder, max_bytes=options.vision_bytes)
         self._weights = parameters(model.config).decoder
         self._decoding: Decoding | None = None
         if recorder is not None:

@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from internvl2.device import upload
 from internvl2.engine.scheduler import Chunk
-from internvl2.model.internvl import InternVL
+from internvl2.engine.tile_encoder import TileEncoder
 from internvl2.processing.prompt import MediaSpan
 
 
@@ -30,15 +29,11 @@ class _Missing:
 class VisionCache:
     """Encodes what is missing, in batches of tiles, and gives the visual tokens of a step."""
 
-    def __init__(
-        self, model: InternVL, device: torch.device, *, max_bytes: int, max_tiles: int
-    ) -> None:
+    def __init__(self, encoder: TileEncoder, *, max_bytes: int) -> None:
         if max_bytes < 0:
             raise ValueError(f"the vision cache has {max_bytes} bytes; it must have 0 or more")
-        self._model = model
-        self._device = device
+        self._encoder = encoder
         self._max_bytes = max_bytes
-        self._max_tiles = max_tiles
         self._features: OrderedDict[bytes, Float[Tensor, "visual dim"]] = OrderedDict()
         self._num_bytes = 0
         self._held: dict[int, dict[bytes, Float[Tensor, "visual dim"]]] = {}
@@ -88,14 +83,8 @@ class VisionCache:
             held[digest] = self._features[digest]
 
     def _encode(self, pictures: list[_Missing]) -> None:
-        tiles = np.concatenate([picture.tiles for picture in pictures])
-        bounds = range(self._max_tiles, len(tiles), self._max_tiles)
-        encoded = [
-            tile
-            for batch in np.split(tiles, bounds)
-            for tile in self._model.encode_tiles(upload(torch.from_numpy(batch), self._device))
-        ]
-        self.num_encoded += len(tiles)
+        encoded = self._encoder.encode([picture.tiles for picture in pictures])
+        self.num_encoded += len(encoded)
         first = 0
         for picture in pictures:
             last = first + len(picture.tiles)
