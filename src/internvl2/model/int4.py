@@ -135,8 +135,9 @@ class Int4Linear(LowBitLinear):
 
     @property
     def fits_kernels(self) -> bool:
-        """Whether the kernels in Triton know the shape: rows of whole loads, in one group each."""
-        return super().fits_kernels and self.group % self.codes_at_once == 0
+        """Whether the kernels in Triton know the shape: groups of 32, 64, 128 and so on."""
+        is_power = self.group & (self.group - 1) == 0
+        return super().fits_kernels and is_power and self.group >= self.codes_at_once
 
     def store(self, weight: Float[Tensor, "outputs inputs"]) -> None:
         """Replace the weight, in place."""

@@ -122,6 +122,14 @@ def test_several_rows_are_multiplied_with_four_bits(device, rows, plan):
     assert_equal(few.product(x, plan), few.exact(x))
 
 
+@pytest.mark.parametrize("group", [32, 128, 256])
+def test_groups_may_be_shorter_or_longer_than_a_tile(device, group):
+    few = Rows(device, (768, 40), group, torch.float16)
+    x = states(device, 3, 768, torch.float16)
+    assert_equal(few.product(x, TILES[0]), few.exact(x))
+    assert_equal(few.product(x, TILES[1]), few.exact(x))
+
+
 def test_codes_in_rows_are_unpacked_as_they_were_packed():
     codes = torch.randint(0, 16, (6, 96), dtype=torch.uint8)
     groups = Groups(codes, torch.randn(6, 3), torch.randn(6, 3))

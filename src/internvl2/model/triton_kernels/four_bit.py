@@ -161,7 +161,9 @@ def _tile(
     word_row = tl.minimum(output, outputs - 1)[:, None].to(tl.int64)
     x_row = tl.minimum(row, rows - 1)[:, None].to(tl.int64)
     words_at = words + word_row * length + column[None, :]
-    scales_at = scales + word_row * (2 * (length * 8 // group))
+    groups: tl.constexpr = 8 * depth // group if 8 * depth > group else 1
+    member = tl.arange(0, groups) * group
+    scales_at = scales + word_row * (length * 16 // group) + member[None, :] // group * 2
     x_at = x + x_row * (length * 8) + (column // 4 * 32 + column % 4)[None, :]
     first = tl.program_id(2) * share
     last = tl.minimum(first + share, length)
@@ -169,12 +171,14 @@ def _tile(
     for start in range(first, last, depth):
         is_inside = (column < last - start)[None, :]
         word = tl.load(words_at + start, is_inside, 0)
-        scale_at = scales_at + 2 * ((start + column) // 4 * 32 // group)[None, :]
-        scale = tl.load(scale_at, is_inside, 0.0).to(tl.float32)
-        offset = tl.load(scale_at + 1, is_inside, 0.0).to(tl.float32) - 24 * scale
+        is_known = (start * 8 + member < last * 8)[None, :]
+        scale = tl.load(scales_at + start * 8 // group * 2, is_known, 0.0).to(tl.float32)
+        offset = tl.load(scales_at + start * 8 // group * 2 + 1, is_known, 0.0).to(tl.float32)
+        offset = _for_each_word(offset - 24 * scale, depth)
+        scale = _for_each_word(16 * scale, depth)
         for place in tl.static_range(8):
             state = tl.load(x_at + (start * 8 + 4 * place), is_inside, 0.0)
-            weight = _sixteenths(word, place) * (16 * scale) + offset
+            weight = _sixteenths(word, place) * scale + offset
             weight = weight.to(x.dtype.element_ty)
             if is_interpreted:  # where products know no bf16
                 weight, state = weight.to(tl.float32), state.to(tl.float32)
@@ -194,3 +198,12 @@ def _sixteenths(words: tl.tensor, place: tl.constexpr) -> tl.tensor:
     lowest: tl.constexpr = 4 * place
     moved = words << (19 - lowest) if lowest <= 19 else words >> (lowest - 19)
     return ((moved & 0x780000) | 0x3F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _for_each_word(numbers: tl.tensor, words: tl.constexpr) -> tl.tensor:
+    """A number of each group repeated for the words of the group."""
+    outputs: tl.constexpr = numbers.shape[0]
+    groups: tl.constexpr = numbers.shape[1]
+    spread = tl.broadcast_to(numbers[:, :, None], (outputs, groups, words // groups))
+    return tl.reshape(spread, (outputs, words))
