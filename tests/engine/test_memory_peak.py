@@ -1,5 +1,6 @@
 """The plan's activations are above what the largest steps take, as an allocator counts it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
+from internvl2.engine.activations import StepSizes, step_bytes
 from internvl2.engine.engine import Engine, EngineOptions
 from internvl2.engine.sequence import SamplingParams
 from internvl2.model.internvl import random_model
+from internvl2.model.low_bit import LINEARS
 from internvl2.processing.processor import Processor
 from internvl2.processing.prompt import MediaSpan, Prompt
 
@@ -115,3 +118,20 @@ def test_no_load_takes_more_than_was_planned(widths, load):
     with Engine(random_model(config), Silent(config), options) as engine:
         peak = peak_of(lambda: engine.generate(prompts, params))
         assert peak <= engine.plan.activation_bytes
+
+
+@pytest.mark.parametrize("quantization", LINEARS)
+def test_what_a_product_in_few_bits_makes_for_itself_was_planned(quantization):
+    config, tokens = config_of(32, 512, 4), 300
+    decoder = config.decoder
+    weight = torch.randn(decoder.hidden_size, decoder.intermediate_size)
+    few, x = LINEARS[quantization](weight, None), torch.randn(tokens, decoder.intermediate_size)
+    out = tokens * decoder.hidden_size * 4
+    sizes = StepSizes(tokens, sequences=1, vision_tiles=1, context=tokens)
+    planned = [
+        step_bytes(config, torch.float32, torch.device("cpu"), replace(sizes, quantization=q))
+        for q in (quantization, None)
+    ]
+    if quantization == "fp8":  # emulated here with a copy of the matrix in fp32
+        out += 4 * weight.numel() + 3 * out
+    assert peak_of(lambda: few(x)) <= planned[0] - planned[1] + 2 * out

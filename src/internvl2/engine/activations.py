@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from internvl2.config import InternVLConfig
+from internvl2.config import InternVLConfig, Quantization
 from internvl2.engine.batch_sizes import MOST_PADDING
 
+FP8_BYTES = 16
+"""Per number of a token that is rounded to fp8: its magnitude, the quotient, that in bounds."""
 SAMPLING_BYTES = 64
 """Per row and token of the vocabulary: logits, penalties, sorted values, noise."""
 RECORDING_BYTES = 8 * 2**20
@@ -36,6 +38,8 @@ class StepSizes:
     """Whether attention copies what written tokens read, where no kernel reads it in its place."""
     recorded_tiles: int = 0
     """Tiles of the largest recorded run of the tower."""
+    quantization: Quantization | None = None
+    """How the decoder's matrices are held."""
 
 
 def step_bytes(
@@ -48,6 +52,7 @@ def step_bytes(
     steps = features + max(tower, features, _decoder_bytes(config, dtype, device, sizes))
     if device.type == "cuda":
         steps += UPLOADS * sizes.vision_tiles * 3 * config.tile_size**2
+    steps += _product_bytes(config, dtype, device, sizes)
     return steps + (_recorded_bytes(config, dtype, sizes) if sizes.recordings else 0)
 
 
@@ -80,6 +85,22 @@ def _decoder_bytes(
         mask = sizes.batch_tokens * sizes.context * (2 + dtype.itemsize)
     sampling = SAMPLING_BYTES * config.decoder.vocab_size * sizes.sequences
     return _token_bytes(config, dtype) * sizes.batch_tokens + mask + sampling
+
+
+def _product_bytes(
+    config: InternVLConfig, dtype: torch.dtype, device: torch.device, sizes: StepSizes
+) -> int:
+    """What the largest product makes of a matrix in few bits, or of the tokens for one in fp8."""
+    decoder = config.decoder
+    if sizes.quantization is None:
+        return 0
+    if sizes.quantization == "fp8":
+        return sizes.batch_tokens * decoder.intermediate_size * FP8_BYTES
+    # On CUDA devices gate and up are one matrix.
+    matrices = 2 if device.type == "cuda" else 1
+    numbers = matrices * decoder.hidden_size * decoder.intermediate_size
+    copies = {"int8": 1, "int4": 3}[sizes.quantization]
+    return numbers * copies * dtype.itemsize
 
 
 def _recorded_bytes(config: InternVLConfig, dtype: torch.dtype, sizes: StepSizes) -> int:

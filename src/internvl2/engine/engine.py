@@ -37,6 +37,7 @@ from internvl2.engine.sequence import Answer, Output, SamplingParams, Sequence
 from internvl2.engine.step_loop import Inbox, StepLoop
 from internvl2.engine.tensor_parallel import Team, choose_places
 from internvl2.model.internvl import InternVL
+from internvl2.model.low_bit import quantization_of
 from internvl2.processing.conversation import Conversation, Message
 from internvl2.processing.pixels import PictureOptions
 from internvl2.processing.processor import EncodeOptions, Processor
@@ -73,6 +74,7 @@ class Engine:
             devices.free_memory(weight.device) if team is None else team.free_memory(),
             request,
             is_loaded=True,
+            quantization=quantization_of(model),
             share=None if team is None else team.share,
         )
         rotary = model.config.decoder.rotary

@@ -115,7 +115,7 @@ def plan(
     weights = 0 if is_loaded else weight_bytes(config, dtype, quantization, share)
     config = config if share is None else share.config(config)
     usable = int(free_bytes * (1.0 if device.type == "cpu" else request.memory_share))
-    needs = _Needs(config, dtype, device, request, weights, usable)
+    needs = _Needs(config, dtype, device, request, weights, usable, quantization)
     context = request.max_context or longest_context(config)
     wanted = _wanted_tokens(request, context, needs.per_token, device)
     needed = _needed_tokens(request, context)
@@ -145,6 +145,7 @@ class _Needs:
     request: MemoryRequest
     weights: int
     usable: int
+    quantization: Quantization | None
 
     @property
     def per_token(self) -> int:
@@ -169,6 +170,7 @@ class _Needs:
             recordings,
             request.gathers,
             tile_sizes[-1],
+            self.quantization,
         )
         steps = step_bytes(self.config, self.dtype, self.device, sizes)
         return steps + request.vision_cache_bytes
