@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from internvl2.engine.batch_sizes import padded, sizes_up_to
+from internvl2.engine.decoding import Decoding
 from internvl2.engine.engine import Engine, EngineOptions
 from internvl2.engine.graphs import CallAgain, Graphs
 from internvl2.engine.sequence import SamplingParams
@@ -285,6 +286,27 @@ def test_what_padding_leaves_in_the_cache_reaches_nobody(make_engine, make_promp
     for cached in (engine.runner.cache.keys, engine.runner.cache.values):
         cached[:] = torch.nan
     assert tokens_of(engine.generate(prompts, GREEDY)) == expected
+
+
+def test_numbers_are_placed_anew_only_where_the_batch_changes(
+    make_engine, make_prompt, monkeypatch
+):
+    placed = []
+    place = Decoding._place
+    monkeypatch.setattr(
+        Decoding,
+        "_place",
+        lambda self, step, *rest: (placed.append(step), place(self, step, *rest)),
+    )
+    engine = make_engine(recorder=CallAgain(), block_size=4, max_sequences=2)
+    looking_back = replace(WISHES["penalised"], max_tokens=40)
+    for params in (GREEDY, looking_back):
+        placed.clear()
+        engine.add(make_prompt([1, 2]), params)
+        while engine.has_work:
+            engine.step()
+        widths = {1, 2, 4, 8, 16}
+        assert 0 < len(placed) <= len(widths)
 
 
 def attend_by_length(q, keys, values, tables, lengths):

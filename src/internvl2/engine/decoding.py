@@ -83,6 +83,8 @@ class Decoding:
         self._gathers = model.decoder.kernels.paged_decode is None
         """Whether attention copies what it reads: then tables are no wider than need be."""
         self._batch: tuple[Sequence, ...] = ()
+        self._next: list[int] = []
+        """The token of each sequence of the batch that lies ready to be read."""
         self._choice = Choice.MOST_PROBABLE
         self._num_blocks: list[int] = []
         """How many blocks of each sequence of the batch its table has."""
@@ -94,7 +96,8 @@ class Decoding:
         if batch != previous:
             self._choice = Choice.of(batch)
         shape = self._shape_of(batch)
-        if step.follows and batch == previous and shape in self._graphs:
+        is_there = batch == previous and self._next == [chunk.start for chunk in step.decodes]
+        if is_there and shape in self._graphs:
             self._add_blocks(batch)
         else:
             unread = self._unread(batch, previous) if step.follows else None
@@ -107,7 +110,7 @@ class Decoding:
             self._draws.advance(batch, num_unread)
         self._make_ready(shape)()
         launched = LaunchedStep.of(batch, self._chosen(batch, num_unread))
-        self._batch = batch
+        self._batch, self._next = batch, [chunk.stop for chunk in step.decodes]
         return launched
 
     def _shape_of(self, batch: tuple[Sequence, ...]) -> DecodeShape:
