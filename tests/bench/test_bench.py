@@ -162,6 +162,18 @@ def test_random_weights_in_the_shape_of_nano_answer(quantize: str | None):
     assert "13.7M weights" in conditions.lines()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_random_weights_are_divided_over_processes(quantize: str | None):
+    made = {"device": "cpu", "quantize": quantize, "options": latency.ALONE}
+    with random_engine("nano", tensor_parallel=2, **made) as engine:
+        conversation = PICTURE.conversation(engine.processor.tokenizer, 0)
+        assert len(ask(engine, conversation, 4).ids) == 4
+        conditions = Conditions.of(engine, "nano, random weights")
+    assert conditions.device == "2 x cpu"
+    assert conditions.quantization == quantize
+
+
 def test_shapes_go_by_their_short_names():
     assert shape_of("2b") == shape_of("internvl2-2b") == shape_of("OpenGVLab/InternVL2-2B")
     with pytest.raises(ValueError, match="unknown model"):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from internvl2.engine.engine import Engine, EngineOptions
-from internvl2.engine.follower import Wanted
+from internvl2.engine.follower import StoredModel
 from internvl2.engine.graphs import CallAgain
 from internvl2.engine.opening import open_model
 from internvl2.engine.sequence import SamplingParams
@@ -109,8 +109,8 @@ def test_recorded_steps_run_ahead_in_all_processes(directory, alone, params):
     expected = [answer.token_ids for answer in alone.generate(conversations(), params)]
     options = EngineOptions(cache_tokens=16384, max_context=4096, max_sequences=3)
     places = choose_places(2, "cpu")
-    wanted = Wanted(directory, torch.float32, None, None)
-    opened = open_model(wanted, places, options.memory_request(places[0]))
+    stored = StoredModel(directory, torch.float32, None, None)
+    opened = open_model(stored, places, options.memory_request(places[0]))
     processor = Processor.from_directory(directory, opened.model.config)
     with Engine(opened.model, processor, options, CallAgain(), opened.team) as engine:
         assert engine.runner.runs_ahead

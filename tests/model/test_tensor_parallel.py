@@ -12,6 +12,8 @@ import torch
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
 from internvl2.model.attention import PackedAttention
 from internvl2.model.internvl import InternVL, random_model
+from internvl2.model.joined import join_linears
+from internvl2.model.kernels import FusedKernels
 from internvl2.model.rotary import Positions
 from internvl2.model.tensor_parallel import DividedInternVL, Share
 
@@ -131,6 +133,18 @@ def test_shares_give_the_logits_of_the_whole_model(size, changes):
     for one in found:
         torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(one, found[0])
+
+
+def test_layers_that_are_made_ready_for_a_gpu_have_the_same_sums():
+    whole = random_model(config_of())
+    tokens, tiles = inputs(num_tiles=1)
+    shares = shares_of(whole, 2)
+    for model in shares:
+        join_linears(model.decoder.layers)
+        model.decoder.use(FusedKernels())
+    expected = logits(whole, tokens, tiles)
+    for one in together(shares, lambda rank, model: logits(model, tokens, tiles)):
+        torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_tokens_and_tiles_of_the_first_process_count():

@@ -17,7 +17,7 @@ class Conditions:
     model: str
     weights: int
     weight_gb: float
-    """All weights, as they are held, in 1e9 bytes."""
+    """All weights of a process, as they are held, in 1e9 bytes."""
     dtype: str
     quantization: str | None
     device: str
@@ -32,6 +32,7 @@ class Conditions:
     def of(cls, engine: Engine, model: str, load_s: float | None = None) -> "Conditions":
         """Of an engine, and what its model is called."""
         facts = EngineFacts.of(engine)
+        device = engine.model.decoder.embedding.weight.device
         return cls(
             model=model,
             weights=facts.weights,
@@ -39,7 +40,7 @@ class Conditions:
             dtype=facts.dtype,
             quantization=facts.quantization,
             device=facts.device,
-            name=read_facts(torch.device(facts.device)).name,
+            name=read_facts(device).name,
             threads=torch.get_num_threads(),
             torch=torch.__version__,
             load_s=load_s,

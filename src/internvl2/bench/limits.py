@@ -23,10 +23,12 @@ class Limits:
     """Of one engine; None where the device's speeds are not known."""
 
     weight_bytes: int
-    """What is read of the decoder for each step of written tokens: all but the embedding."""
+    """What a device reads of the decoder for each step of written tokens: all but the embedding."""
     token_bytes: int
-    """Keys and values of a token in the cache."""
+    """Keys and values of a token in the cache of a device."""
+    num_devices: int
     speeds: Speeds | None
+    """Of one device."""
     multiplies_bf16: bool
     """Whether arithmetic is bf16, of which `speeds` tells."""
 
@@ -38,6 +40,7 @@ class Limits:
         return cls(
             weight_bytes=stored_bytes(decoder) - embedding.nbytes,
             token_bytes=engine.plan.bytes_per_token,
+            num_devices=engine.num_processes,
             speeds=here(embedding.device).speeds,
             multiplies_bf16=embedding.dtype in (torch.bfloat16, torch.float16)
             and quantization_of(engine.model) != "fp8",
@@ -51,7 +54,7 @@ class Limits:
         """The arithmetic of tower, projector and decoder over a prompt."""
         if self.speeds is None or not self.multiplies_bf16:
             return None
-        return 1000 * forward_flops(engine, [prompt]) / (self.speeds.tflops * 1e12)
+        return 1000 * forward_flops(engine, [prompt]) / self._flops_per_s(self.speeds)
 
     def batch_s(self, engine: Engine, prompts: list[Prompt], num_tokens: int) -> float | None:
         """For answers of so many tokens to all prompts at once.
@@ -64,7 +67,10 @@ class Limits:
         flops = forward_flops(engine, prompts) + 2.0 * written * _matrix_numbers(engine)
         context = sum(len(prompt.token_ids) + num_tokens / 2 for prompt in prompts)
         read = num_tokens * (self.weight_bytes + context * self.token_bytes)
-        return max(flops / (self.speeds.tflops * 1e12), read / (self.speeds.bandwidth * 1e9))
+        return max(flops / self._flops_per_s(self.speeds), read / (self.speeds.bandwidth * 1e9))
+
+    def _flops_per_s(self, speeds: Speeds) -> float:
+        return self.num_devices * speeds.tflops * 1e12
 
 
 def forward_flops(engine: Engine, prompts: list[Prompt]) -> float:

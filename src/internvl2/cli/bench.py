@@ -87,7 +87,6 @@ class Benched:
             "--adapter": self.load.adapter,
             "--revision": self.load.revision,
             "--offline": self.load.offline,
-            "--tensor-parallel": self.load.tensor_parallel > 1,
         }
         for name, value in given.items():
             if self.is_random and value:
@@ -114,6 +113,7 @@ class Benched:
             dtype=self.load.dtype,
             quantize=self.load.quantize,
             options=engine_options(self.load, sizes),
+            tensor_parallel=self.load.tensor_parallel,
         )
         return engine, Conditions.of(engine, f"{name}, random weights")
 

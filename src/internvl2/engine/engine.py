@@ -25,7 +25,7 @@ from internvl2.engine.batch import Answered, Batch, Work
 from internvl2.engine.batch_sizes import sizes_up_to
 from internvl2.engine.chat import Chat
 from internvl2.engine.engine_options import EngineOptions
-from internvl2.engine.follower import Wanted
+from internvl2.engine.follower import StoredModel
 from internvl2.engine.graphs import CudaRecorder, Recorder
 from internvl2.engine.kv_cache import KVCache
 from internvl2.engine.memory import MemoryPlan, plan
@@ -93,7 +93,7 @@ class Engine:
             max_sequences=request.max_sequences,
             longest=self.scheduler.longest,
             vision_bytes=options.vision_cache_bytes,
-            vision_tiles=request.vision_tiles * (1 if team is None else team.share.size),
+            vision_tiles=request.vision_tiles * self.num_processes,
         )
         if request.records:
             recorder = CudaRecorder(weight.device)
@@ -132,19 +132,24 @@ class Engine:
         processor = Processor.from_directory(
             directory, config, pictures=pictures, tile_cache=tile_cache
         )
-        wanted = Wanted(directory, number_format, located.adapter, quantize)
+        stored = StoredModel(directory, number_format, located.adapter, quantize)
         with ExitStack() as on_error:
-            opened = open_model(wanted, places, options.memory_request(places[0]))
+            opened = open_model(stored, places, options.memory_request(places[0]))
             on_error.callback(opened.close)
             engine = cls(opened.model, processor, options, team=opened.team)
             on_error.pop_all()
         return engine
 
     @property
+    def num_processes(self) -> int:
+        """How many divide the model, each with a device of its own."""
+        return 1 if self._team is None else self._team.share.size
+
+    @property
     def place(self) -> str:
         """The device that computes, or how many of which kind."""
         device = self.model.decoder.embedding.weight.device
-        return str(device) if self._team is None else f"{self._team.share.size} x {device.type}"
+        return str(device) if self._team is None else f"{self.num_processes} x {device.type}"
 
     def encode(
         self, request: Conversation | Prompt, options: EncodeOptions | None = None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -25,21 +26,41 @@ from internvl2.engine.prepared import prepare
 from internvl2.model.tensor_parallel import DividedInternVL, Share
 
 
+@runtime_checkable
+class ModelSource(Protocol):
+    """Which model is taken, and how; it travels to the other processes."""
+
+    def load_share(self, share: Share, device: torch.device) -> DividedInternVL:
+        """One process's share of it, on its device."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which model is loaded, and how."""
+class StoredModel:
+    """A checkpoint."""
 
     directory: Path
     dtype: torch.dtype
     adapter: Path | None
     quantize: str | None
 
+    def load_share(self, share: Share, device: torch.device) -> DividedInternVL:
+        """One process's share of it, on its device."""
+        return load_share(
+            self.directory,
+            share,
+            device=device,
+            dtype=self.dtype,
+            adapter=self.adapter,
+            quantize=self.quantize,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
     """What a follower is told first."""
 
-    wanted: Wanted
+    source: ModelSource
     share: Share
     device: str
     port: int
@@ -70,16 +91,9 @@ class Trouble:
     text: str
 
 
-def load_own(wanted: Wanted, peers: ProcessPeers) -> DividedInternVL:
+def load_own(source: ModelSource, peers: ProcessPeers) -> DividedInternVL:
     """This process's share of a model, ready to compute with the others."""
-    model = load_share(
-        wanted.directory,
-        peers.share,
-        device=peers.device,
-        dtype=wanted.dtype,
-        adapter=wanted.adapter,
-        quantize=wanted.quantize,
-    )
+    model = source.load_share(peers.share, peers.device)
     prepare(model)
     return model.join(peers)
 
@@ -103,7 +117,7 @@ def _follow(leader: Connection) -> None:
     store = find_store(order.port, order.share.size)
     peers = ProcessPeers.join(order.share, device, store)
     peers.free_memory()
-    model = load_own(order.wanted, peers)
+    model = load_own(order.source, peers)
     peers.free_memory()
     begin: Begin = leader.recv()
     recorder = _recorder(device) if begin.records else None

@@ -8,7 +8,8 @@ import torch
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.store import choose_quantization, load_model
-from internvl2.engine.follower import Wanted
+from internvl2.config import InternVLConfig, Quantization
+from internvl2.engine.follower import ModelSource, StoredModel
 from internvl2.engine.graphs import Recorder
 from internvl2.engine.memory import MemoryRequest, plan
 from internvl2.engine.model_runner import ModelRunner, RunnerOptions
@@ -33,24 +34,47 @@ class Opened:
             self.team.close()
 
 
-def open_model(wanted: Wanted, places: list[torch.device], request: MemoryRequest) -> Opened:
+def open_model(stored: StoredModel, places: list[torch.device], request: MemoryRequest) -> Opened:
     """The model on a device, or divided over several; NotEnoughMemory before it is read."""
-    place, share = places[0], Share(0, len(places))
-    config = read_config(wanted.directory)
-    share.config(config)  # raises where it cannot be divided
+    place, config = places[0], read_config(stored.directory)
     held = choose_quantization(
-        wanted.directory, wanted.quantize, place, wanted.dtype, wanted.adapter
+        stored.directory, stored.quantize, place, stored.dtype, stored.adapter
     )
-    if len(places) == 1:
-        free = devices.free_memory(place)
-        plan(config, wanted.dtype, place, free, request, quantization=held)
-        return Opened(_load_whole(wanted, place), None)
+    if len(places) > 1:
+        return open_divided(stored, places, Planned(config, stored.dtype, held, request))
+    free = devices.free_memory(place)
+    plan(config, stored.dtype, place, free, request, quantization=held)
+    return Opened(_load_whole(stored, place), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What the memory of a divided model is planned from."""
+
+    config: InternVLConfig
+    dtype: torch.dtype
+    quantization: Quantization | None
+    request: MemoryRequest
+
+
+def open_divided(source: ModelSource, places: list[torch.device], planned: Planned) -> Opened:
+    """A model divided over several devices; ValueError where it cannot be, or does not fit."""
+    share = Share(0, len(places))
+    share.config(planned.config)  # raises before processes are started
     with ExitStack() as on_error:
         team = Team(places)
         on_error.callback(team.close)
-        free = team.meet(wanted)
-        plan(config, wanted.dtype, place, free, request, quantization=held, share=share)
-        opened = Opened(team.load(wanted), team)
+        free = team.meet(source)
+        plan(
+            planned.config,
+            planned.dtype,
+            places[0],
+            free,
+            planned.request,
+            quantization=planned.quantization,
+            share=share,
+        )
+        opened = Opened(team.load(source), team)
         on_error.pop_all()
     return opened
 
@@ -63,12 +87,12 @@ def runner_of(
     return own if team is None else team.runner(own, records=recorder is not None)
 
 
-def _load_whole(wanted: Wanted, place: torch.device) -> InternVL:
+def _load_whole(stored: StoredModel, place: torch.device) -> InternVL:
     filled = load_model(
-        wanted.directory,
+        stored.directory,
         device=place,
-        dtype=wanted.dtype,
-        adapter=wanted.adapter,
-        quantize=wanted.quantize,
+        dtype=stored.dtype,
+        adapter=stored.adapter,
+        quantize=stored.quantize,
     )
     return prepare(filled)

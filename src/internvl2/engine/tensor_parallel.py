@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 import internvl2
 from internvl2 import device as devices
-from internvl2.engine.follower import Begin, Order, Release, Trouble, Wanted, load_own
+from internvl2.engine.follower import Begin, ModelSource, Order, Release, Trouble, load_own
 from internvl2.engine.mirror import Teller
 from internvl2.engine.model_runner import ModelRunner
 from internvl2.engine.peers import ProcessPeers, open_store
@@ -107,7 +107,7 @@ class Team:
         assert self._peers is not None, "the processes have not met"
         return self._peers
 
-    def meet(self, wanted: Wanted) -> int:
+    def meet(self, source: ModelSource) -> int:
         """Waits for the others, who then load their shares; bytes that each process can take."""
         with self.watched():
             for _ in self._followers:
@@ -117,14 +117,14 @@ class Team:
             threads = max(1, torch.get_num_threads() // self.share.size)
             for rank, follower in enumerate(self._followers, 1):
                 share, device = Share(rank, self.share.size), str(follower.device)
-                follower.connection.send(Order(wanted, share, device, store.port, threads))
+                follower.connection.send(Order(source, share, device, store.port, threads))
             self._peers = ProcessPeers.join(self.share, self.device, store)
             return self._peers.free_memory()
 
-    def load(self, wanted: Wanted) -> DividedInternVL:
+    def load(self, source: ModelSource) -> DividedInternVL:
         """The first process's share of a model."""
         with self.watched():
-            return load_own(wanted, self.peers)
+            return load_own(source, self.peers)
 
     def free_memory(self) -> int:
         """Bytes that each process can still take; to be asked once, when the model is loaded."""
