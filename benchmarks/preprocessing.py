@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,10 +69,12 @@ def official_picture(path: Path) -> torch.Tensor:
     return official_pixels(official_tiles(Image.open(path).convert("RGB"), 12))
 
 
-def our_picture(source: Path | bytes | Image.Image, arithmetic: Arithmetic = "exact") -> np.ndarray:
+def our_picture(
+    source: Path | bytes | Image.Image, arithmetic: Arithmetic = "exact", threads: int = 1
+) -> np.ndarray:
     """Tiles as the engine gets them."""
     image = open_picture(source)
-    return cut(image, choose_grid(*image.size, TILE, 1, 12), TILE, True, arithmetic)
+    return cut(image, choose_grid(*image.size, TILE, 1, 12), TILE, True, arithmetic, threads)
 
 
 def official_video(path: Path, num_frames: int, threads: str = "SLICE") -> torch.Tensor:
@@ -226,6 +229,18 @@ def report_fast(rounds: int) -> None:
     print(f"known by its {len(file.getvalue()) / 1000:.0f} kB: {known.wall:.2f} ms")
 
 
+def report_shares(rounds: int) -> None:
+    """How long one picture takes that threads share."""
+    image = photo(1600, 1200)
+    print("\n1600x1200, decoded, to 12+1 tiles, milliseconds by threads that share the picture")
+    for arithmetic in ("exact", "fast"):
+        times = [
+            median([cost(partial(our_picture, image, arithmetic, n)) for _ in range(rounds)]).wall
+            for n in (1, 2, 4, 8, 16)
+        ]
+        print(f"  {arithmetic:<6} " + "   ".join(f"{time:6.1f}" for time in times), flush=True)
+
+
 def report_threads(pictures: int = 32) -> None:
     """Pictures of 1024x768 a second, by how many threads prepare them."""
     file = io.BytesIO()
@@ -291,6 +306,7 @@ def main() -> None:
         arguments.rounds,
     )
     report_fast(arguments.rounds)
+    report_shares(arguments.rounds)
     report_threads()
     if arguments.skip_video:
         return None

@@ -42,7 +42,7 @@ def by_pillow(image, width, height):
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(resize, "PIECE", 1000)
+    monkeypatch.setattr(resize, "PIECE", 10_000)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -26,8 +26,8 @@ Pixels = UInt8[np.ndarray, "height width 3"]
 
 ROWS, COLUMNS = 0, 1
 """The axes of a picture."""
-PIECE = 2**18
-"""Fewest values of a piece that is worth a thread's time."""
+PIECE = 3 * 2**19
+"""Values, before and after together, of a piece: fewer, and threads wait for the interpreter."""
 
 
 T = TypeVar("T")
@@ -78,13 +78,13 @@ def resize_into(
         for place in places:
             place.fill(resample_roughly(pixels, *place.shape), ROWS, 0)
         return
-    pieces = max(min(threads, 3 * place.shape[0] * place.shape[1] // PIECE) for place in places)
     plane = _Picture(image) if arithmetic == "exact" else _Array(np.array(image))
-    if pieces <= 1:
-        _fill(places, plane, _here, 1)
+    pieces = [_num_pieces(plane.shape, place.shape, threads) for place in places]
+    if max(pieces) == 1:
+        _fill(places, pieces, plane, _here)
         return
     with ThreadPoolExecutor(threads) as pool:  # resizing releases the interpreter
-        _fill(places, plane, pool.submit, pieces)
+        _fill(places, pieces, plane, pool.submit)
 
 
 def shrink(image: Image.Image, side: int, arithmetic: Arithmetic) -> Image.Image:
@@ -178,23 +178,28 @@ class _Array:
         return self.values
 
 
-def _fill(places: Sequence[Place], plane: _Plane, start: _Start, pieces: int) -> None:
+def _num_pieces(old: tuple[int, int], new: tuple[int, int], threads: int) -> int:
+    values = 3 * (old[ROWS] * old[COLUMNS] + new[ROWS] * new[COLUMNS])
+    return max(1, min(threads, values // PIECE))
+
+
+def _fill(places: Sequence[Place], pieces: Sequence[int], plane: _Plane, start: _Start) -> None:
     """Resizes the picture for every place: all begin with the first axis."""
     orders = [_order(plane.shape, place.shape) for place in places]
     halves = [
         [
             start(partial(_resized, plane, order.first, place.shape[order.first], *bounds))
-            for bounds in _bounds(plane.shape[order.second], 1, pieces)
+            for bounds in _bounds(plane.shape[order.second], 1, count)
         ]
-        for place, order in zip(places, orders, strict=True)
+        for place, order, count in zip(places, orders, pieces, strict=True)
     ]
     ends: list[Future[None]] = []
-    for place, order, parts in zip(places, orders, halves, strict=True):
+    for place, order, parts, count in zip(places, orders, halves, pieces, strict=True):
         half = _joined([part.result() for part in parts], order.second)
         length, tiles = place.shape[order.first], place.tiles.shape[2 * order.first]
         ends += [
             start(partial(_fill_piece, place, half, order.second, *bounds))
-            for bounds in _bounds(length, tiles, pieces)
+            for bounds in _bounds(length, tiles, count)
         ]
     for end in ends:
         end.result()
