@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, VisionConfig
+from internvl2.family import MEMBERS
 from internvl2.model.attention import DecodeSpan, PackedAttention, PagedAttention, PrefillSpan
+from internvl2.model.decoder import Decoder
+from internvl2.model.fused import fuse
 from internvl2.model.internvl import InternVL, random_model
+from internvl2.model.kernel_choice import KernelChoice
 from internvl2.model.rotary import Positions
 
 pytestmark = pytest.mark.gpu
@@ -78,10 +82,14 @@ def test_tiles_on_the_gpu_equal_tiles_on_the_cpu(dtype, bound):
     assert relative_error(on_gpu.encode_tiles(tiles.cuda()), reference.encode_tiles(tiles)) < bound
 
 
+@pytest.mark.parametrize("is_fused", [False, True])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 @torch.no_grad()
-def test_chunks_and_single_tokens_from_the_cache_equal_the_whole(dtype, bound):
+def test_chunks_and_single_tokens_from_the_cache_equal_the_whole(dtype, bound, is_fused):
     reference, on_gpu = models(dtype)
+    if is_fused:
+        fuse(on_gpu.decoder, KernelChoice())
+        assert on_gpu.decoder.kernels.paged_decode is not None
     sequence = tokens(90)
     shape = (DECODER.num_layers, 8, BLOCK_SIZE, DECODER.num_kv_heads, DECODER.head_dim)
     keys = torch.zeros(shape, dtype=dtype, device="cuda")
@@ -103,6 +111,53 @@ def test_chunks_and_single_tokens_from_the_cache_equal_the_whole(dtype, bound):
     parts += [run(i, i + 1, True) for i in range(80, 90)]
     whole = reference(sequence, Positions.packed([90]), None, PackedAttention.of([90]))
     assert relative_error(torch.cat(parts), whole) < bound
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+@torch.no_grad()
+def test_chunks_of_several_prompts_in_one_step_equal_the_whole_prompts(dtype, bound):
+    reference, on_gpu = models(dtype)
+    prompts, begun = [tokens(n) for n in (90, 40, 61)], (33, 0, 60)
+    shape = (DECODER.num_layers, 16, BLOCK_SIZE, DECODER.num_kv_heads, DECODER.head_dim)
+    keys = torch.zeros(shape, dtype=dtype, device="cuda")
+    values = torch.zeros_like(keys)
+    blocks = [5, 2, 7, 0, 6, 1], [3, 9, 4], [8, 15, 11, 10]
+    tables = [torch.tensor(table, device="cuda") for table in blocks]
+
+    def run(starts: tuple[int, ...], stops: tuple[int, ...]) -> list[torch.Tensor]:
+        slots, index, lengths, spans, first = [], [], [], [], 0
+        for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+            if start < stop:
+                spans.append(PrefillSpan(first, first + stop - start, start, tables[row]))
+                first += stop - start
+            index.append(torch.arange(start, stop, device="cuda"))
+            slots.append(tables[row][index[-1] // BLOCK_SIZE] * BLOCK_SIZE + index[-1] % BLOCK_SIZE)
+            lengths.append(torch.full_like(index[-1], len(prompts[row])))
+        parts = [prompt[a:b] for prompt, a, b in zip(prompts, starts, stops, strict=True)]
+        attend = PagedAttention(keys, values, torch.cat(slots), tuple(spans))
+        positions = Positions(torch.cat(index), torch.cat(lengths))
+        hidden = on_gpu(torch.cat(parts).cuda(), positions, None, attend)
+        return list(hidden.split([len(part) for part in parts]))
+
+    ends = tuple(len(prompt) for prompt in prompts)
+    run((0, 0, 0), begun)
+    for found, prompt, start in zip(run(begun, ends), prompts, begun, strict=True):
+        n = [len(prompt)]
+        whole = reference(prompt, Positions.packed(n), None, PackedAttention.of(n))
+        assert relative_error(found, whole[start:]) < bound
+
+
+@pytest.mark.parametrize("name", ["internvl2-1b", "internvl2-2b", "internvl2-4b", "internvl2-8b"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_the_shapes_of_released_decoders_have_every_kernel(name, dtype, caplog):
+    config = dataclasses.replace(MEMBERS[name].config.decoder, num_layers=1, vocab_size=64)
+    with torch.device("cuda"):
+        decoder = Decoder(config).to(dtype)
+    fuse(decoder, KernelChoice())
+    assert caplog.records == []
+    names = ("sum_norm", "gate", "turn_and_store", "paged_decode")
+    assert None not in [getattr(decoder.kernels, name) for name in names]
 
 
 def test_gradients_on_the_gpu_equal_gradients_on_the_cpu():

@@ -8,7 +8,7 @@ import torch
 from internvl2.config import DecoderConfig, RotaryConfig
 from internvl2.model.attention import DecodeSpan, PackedAttention, PagedAttention, PrefillSpan
 from internvl2.model.decoder import Decoder
-from internvl2.model.rotary import Positions
+from internvl2.model.rotary import Positions, Rotary
 
 PLAIN = RotaryConfig(theta=10000.0)
 DYNAMIC = RotaryConfig(theta=10000.0, kind="dynamic", limit=8, factor=2.0)
@@ -159,3 +159,14 @@ def test_gradients_reach_every_parameter_of_a_pack():
     hidden = torch.cat(run_packed(decoder, sequences(4, 6)))
     decoder.head(hidden).square().sum().backward()
     assert [name for name, p in decoder.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("kind", ["plain", "dynamic"])
+def test_kept_frequencies_turn_by_the_same_angles(kind):
+    rotary = Rotary(RotaryConfig(1e6, kind, limit=5, factor=2.0), 16)
+    positions = Positions.packed([3, 9])
+    computed = rotary(positions)
+    rotary.keep(positions.index.device)
+    kept = rotary(positions)
+    assert torch.equal(kept.cos, computed.cos)
+    assert torch.equal(kept.sin, computed.sin)

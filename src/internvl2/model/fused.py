@@ -35,6 +35,7 @@ def fuse(decoder: Decoder, choice: KernelChoice, *, is_whole: bool = True) -> No
     has sums with others between the products, which then do not grow together.
     """
     join_linears(decoder.layers, in_few_bits=True)
+    decoder.rotary.keep(decoder.embedding.weight.device)
     trials = _Trials.of(decoder)
     mlp, attention = trials.layer.mlp.joined, trials.layer.attention.joined
     kernels = FusedKernels(
@@ -45,9 +46,7 @@ def fuse(decoder: Decoder, choice: KernelChoice, *, is_whole: bool = True) -> No
         else None,
         paged_decode=_chosen(choice, trials.paged_decode(), _paged_decode),
     )
-    outputs = trials.layer.attention.o, trials.layer.mlp.down
-    is_plain = mlp and attention and all(type(linear) is nn.Linear for linear in outputs)
-    if is_whole and is_plain and kernels.turn_and_store:
+    if is_whole and trials.has_plain_products and kernels.turn_and_store:
         kernels = replace(kernels, row=_chosen(choice, trials.row(kernels), _row))
     decoder.use(kernels)
 
@@ -72,6 +71,16 @@ class _Trials:
         else:
             widths = attention.joined.widths
         return cls(decoder, layer, *(width // attention.head_dim for width in widths[:2]))
+
+    @property
+    def has_plain_products(self) -> bool:
+        """Whether every layer's matrices are joined, and held as files have them."""
+        products = ("q, k, v", "o", "gate, up", "down")
+        counts = {
+            sum(isinstance(module, nn.Linear) for module in layer.modules())
+            for layer in self.decoder.layers
+        }
+        return counts == {len(products)}
 
     def sum_norm(self) -> Trial:
         norm = self.layer.mlp_norm

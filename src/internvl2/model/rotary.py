@@ -61,29 +61,48 @@ class Rotation:
         return [repeat(table, "t d -> 1 t 1 (two d)", two=2) for table in (self.cos, self.sin)]
 
 
+@dataclass(frozen=True)
+class _Frequencies:
+    """By how much each pair of head dimensions turns from one position to the next."""
+
+    exponents: Float[Tensor, " half"]
+    plain: Float[Tensor, " half"]
+
+
 class Rotary:
     """Angles for every token of a stream, in fp32, computed anew for each step.
 
-    Only the factors of long rope are kept, once a device, so that a step copies nothing from the
-    host.
+    The factors of long rope are kept, once a device, so that a step copies nothing from the host;
+    frequencies where `keep` was asked to.
     """
 
     def __init__(self, config: RotaryConfig, head_dim: int):
         self.config, self.head_dim = config, head_dim
+        self._kept: dict[torch.device, _Frequencies] = {}
         self._factors: dict[torch.device, Float[Tensor, "2 half"]] = {}
 
     def __call__(self, positions: Positions) -> Rotation:
         """How each token's queries and keys are turned."""
         config, device = self.config, positions.index.device
-        exponents = torch.arange(0, self.head_dim, 2, device=device).float() / self.head_dim
-        frequencies = 1.0 / config.theta**exponents
+        kept = self._kept.get(device) or self._frequencies(device)
+        frequencies = kept.plain
         if config.kind == "dynamic":
-            frequencies = self._dynamic(exponents, frequencies, positions.length)
+            frequencies = self._dynamic(kept.exponents, frequencies, positions.length)
         elif config.kind == "long":
             frequencies = frequencies / self._long_factors(positions.length)
         angles = positions.index[:, None].float() * frequencies
-        cos, sin = angles.cos() * config.scale, angles.sin() * config.scale
+        cos, sin = angles.cos(), angles.sin()
+        if config.scale != 1:
+            cos, sin = cos * config.scale, sin * config.scale
         return Rotation(cos, sin, config.scale)
+
+    def keep(self, device: torch.device) -> None:
+        """Keeps what no step changes: a step of one token there is made of small operations."""
+        self._kept[device] = self._frequencies(device)
+
+    def _frequencies(self, device: torch.device) -> _Frequencies:
+        exponents = torch.arange(0, self.head_dim, 2, device=device).float() / self.head_dim
+        return _Frequencies(exponents, 1.0 / self.config.theta**exponents)
 
     def _dynamic(
         self,
