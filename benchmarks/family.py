@@ -1,31 +1,27 @@
 """Every member of the family up to a size, with random weights: does it answer, and how fast?
 
 Answers a picture of 12 tiles and a thumbnail and a video of 8 frames. The weights are random, so
-the words mean nothing; shapes, memory and time are those of the released models. The tokenizer is
-the small one that the tests keep, whose ids are a part of every member's vocabulary.
+the words mean nothing; shapes, memory and time are those of the released models.
 
     python benchmarks/family.py --device cuda --up-to 8.6
 """
 
 import argparse
 import platform
-import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 
 from internvl2 import device as devices
+from internvl2.bench.random_weights import random_engine
+from internvl2.bench.timing import ask
 from internvl2.engine.engine import Engine, EngineOptions
 from internvl2.engine.sequence import SamplingParams
 from internvl2.family import MEMBERS, Member, parameters
-from internvl2.model.internvl import random_model
 from internvl2.processing.conversation import Message, Picture, Video
-from internvl2.processing.processor import Processor
 
-TOKENIZER = Path(__file__).parents[1] / "tests/data/official/B_qwen2/checkpoint"
 NEW_TOKENS = 64
 OPTIONS = EngineOptions(
     max_context=8192,
@@ -74,14 +70,10 @@ def run(member: Member, device: torch.device, dtype: str) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.empty_cache()
-    config = replace(member.config, image_token_id=None, template="Hermes-2")
-    processor = Processor.from_directory(TOKENIZER, config)
-    number_format = devices.choose_dtype(device, "bfloat16", dtype)
-    model = random_model(processor.config, device=str(device), dtype=number_format)
-    with Engine(model, processor, OPTIONS) as engine:
+    with random_engine(member.name, device=str(device), dtype=dtype, options=OPTIONS) as engine:
         timings = [measure(engine, message) for message in (picture(), video())]
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
-    print(f"{member.name:<22}{parameters(config).total / 1e9:>7.2f}B{peak:>10.1f}", end="")
+    print(f"{member.name:<22}{parameters(member.config).total / 1e9:>7.2f}B{peak:>10.1f}", end="")
     for timing in timings:
         print(f"{timing.prompt_tokens:>16}{timing.first_token_ms:>10.0f}", end="")
         print(f"{timing.tokens_per_s:>10.0f}", end="")
@@ -91,16 +83,10 @@ def run(member: Member, device: torch.device, dtype: str) -> None:
 def measure(engine: Engine, message: Message) -> Timing:
     """The second of two answers, from the opened picture to the last token."""
     params = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True)
-    engine.answer([message], params)
-    started = time.perf_counter()
-    arrivals, usage = [], None
-    for output in engine.stream([message], params):
-        arrivals += [time.perf_counter()] * len(output.token_ids)
-        usage = output.usage
-    assert usage is not None
-    assert len(arrivals) == NEW_TOKENS
-    rate = (len(arrivals) - 1) / (arrivals[-1] - arrivals[0])
-    return Timing(usage.prompt_tokens, 1000 * (arrivals[0] - started), rate)
+    usage = engine.answer([message], params).usage
+    arrivals = ask(engine, [message], NEW_TOKENS)
+    assert len(arrivals.tokens) == NEW_TOKENS
+    return Timing(usage.prompt_tokens, arrivals.first_ms, arrivals.tokens_per_s)
 
 
 def picture() -> Message:

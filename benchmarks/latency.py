@@ -12,38 +12,34 @@ streamer there, through `Engine.stream` here.
 
 import argparse
 import json
-import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from peers import Answer, Transformers
+
 from internvl2 import device as devices
-from internvl2.checkpoint.config_files import read_config
-from internvl2.checkpoint.hub import EMBEDDED, resolve
-from internvl2.checkpoint.store import save
+from internvl2.bench.random_weights import save_random
+from internvl2.bench.timing import Arrivals, Spread, ask
+from internvl2.checkpoint.hub import EMBEDDED
+from internvl2.engine.device_report import read_facts
 from internvl2.engine.engine import Engine, EngineOptions
-from internvl2.engine.sequence import SamplingParams
-from internvl2.family import find, parameters
-from internvl2.model.internvl import normalize, random_model
+from internvl2.family import parameters
 from internvl2.processing.conversation import Message, Picture
 from internvl2.processing.processor import Processor
 from internvl2.processing.prompt import Prompt
 
-TOKENIZER = Path(__file__).parents[1] / "tests/data/official/B_qwen2/checkpoint"
-"""Its ids are a part of the vocabulary of every member that answers in Qwen's tokens."""
 QUESTION = "What is written on the sign, and what is the total price? Answer in one sentence."
 OPTIONS = EngineOptions(
     max_context=4096,
@@ -53,43 +49,21 @@ OPTIONS = EngineOptions(
     vision_cache_bytes=0,
 )
 
-Answer = Callable[[Prompt, int], "Arrivals"]
-
-
-@dataclass(frozen=True)
-class Arrivals:
-    """When a question was asked and when each token of its answer came, in seconds."""
-
-    asked: float
-    tokens: list[float]
-    ids: list[int]
-
-    @property
-    def first_ms(self) -> float:
-        """Time to the first token."""
-        return 1000 * (self.tokens[0] - self.asked)
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Speed of the tokens after the first."""
-        return (len(self.tokens) - 1) / (self.tokens[-1] - self.tokens[0])
-
 
 @dataclass(frozen=True)
 class Speed:
-    """One side's medians over all rounds, each number beside them."""
+    """One side over all rounds."""
 
-    first_ms: float
-    tokens_per_s: float
-    every_first_ms: list[float]
-    every_tokens_per_s: list[float]
+    first_ms: Spread
+    tokens_per_s: Spread
 
     @classmethod
     def of(cls, answers: Sequence[Arrivals]) -> "Speed":
-        """The medians of some answers."""
-        first = [answer.first_ms for answer in answers]
-        rates = [answer.tokens_per_s for answer in answers]
-        return cls(statistics.median(first), statistics.median(rates), first, rates)
+        """That of some answers."""
+        return cls(
+            Spread.of(answer.first_ms for answer in answers),
+            Spread.of(answer.tokens_per_s for answer in answers),
+        )
 
 
 @dataclass(frozen=True)
@@ -122,18 +96,6 @@ class Machine:
     transformers: str
 
 
-def write_model(name: str, directory: Path, dtype: torch.dtype) -> None:
-    """Random weights for nano, or for a member of the family that answers in Qwen's tokens."""
-    if name == EMBEDDED:
-        vocabulary = resolve(name)
-        config = read_config(vocabulary)
-    else:
-        vocabulary = TOKENIZER
-        config = replace(find(name).config, image_token_id=None, template="Hermes-2")
-    processor = Processor.from_directory(vocabulary, config)
-    save(random_model(processor.config, dtype=dtype), processor, directory, "hf")
-
-
 def make_prompt(processor: Processor, tiles: int) -> Prompt:
     """A question about a picture of so many tiles, the thumbnail included."""
     size = processor.config.tile_size
@@ -145,73 +107,9 @@ def make_prompt(processor: Processor, tiles: int) -> Prompt:
     return prompt
 
 
-class Clock:
-    """A streamer of transformers that notes when each token comes."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.ids: list[int] = []
-        self._has_prompt = False
-
-    def put(self, ids: Tensor) -> None:
-        """Takes the prompt first, then one token after the other."""
-        if not self._has_prompt:
-            self._has_prompt = True
-            return
-        self.times.append(time.perf_counter())
-        self.ids += ids.flatten().tolist()
-
-    def end(self) -> None:
-        """Nothing is left to do."""
-
-
-def ours(engine: Engine) -> Answer:
-    """How the engine answers."""
-
-    def answer(prompt: Prompt, num_tokens: int) -> Arrivals:
-        params = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
-        asked = time.perf_counter()
-        times: list[float] = []
-        ids: list[int] = []
-        for output in engine.stream(prompt, params):
-            times += [time.perf_counter()] * len(output.token_ids)
-            ids += output.token_ids
-        return Arrivals(asked, times, ids)
-
-    return answer
-
-
-def transformers(directory: Path, device: torch.device, dtype: torch.dtype) -> Answer:
-    """How transformers' InternVL answers."""
-    from transformers import InternVLForConditionalGeneration
-
-    model: Any = InternVLForConditionalGeneration.from_pretrained(
-        directory, dtype=dtype, attn_implementation="sdpa"
-    )
-    model = model.to(device).eval()
-    model.generation_config.eos_token_id = None
-
-    def answer(prompt: Prompt, num_tokens: int) -> Arrivals:
-        ids = torch.tensor([prompt.token_ids], device=device)
-        pixels = normalize(torch.from_numpy(prompt.tiles).to(device), dtype)
-        clock = Clock()
-        asked = time.perf_counter()
-        model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values=pixels,
-            max_new_tokens=num_tokens,
-            do_sample=False,
-            streamer=clock,
-        )
-        return Arrivals(asked, clock.times, clock.ids)
-
-    return answer
-
-
 def measure(name: str, engine: Engine, theirs: Answer, work: argparse.Namespace) -> list[Result]:
     """Every picture, both sides taking turns; the first round warms up and does not count."""
-    sides = (theirs, ours(engine))
+    sides = (theirs, partial(ask, engine))
     results = []
     for tiles in work.tiles:
         prompt = make_prompt(engine.processor, tiles)
@@ -244,22 +142,19 @@ def compare(name: str, engine: Engine, prompt: Prompt, pairs: list[list[Arrivals
 
 def show(result: Result) -> None:
     """A row of the table."""
+    theirs, mine = result.transformers, result.ours
     print(
         f"| {result.model} | {result.tiles} | {result.prompt_tokens} "
-        f"| {result.transformers.first_ms:.0f} | {result.ours.first_ms:.0f} "
-        f"| {result.prefill_ratio:.2f} | {result.transformers.tokens_per_s:.1f} "
-        f"| {result.ours.tokens_per_s:.1f} | {result.decode_ratio:.2f} | {result.equal_tokens} |",
+        f"| {theirs.first_ms.median:.0f} | {mine.first_ms.median:.0f} "
+        f"| {result.prefill_ratio:.2f} | {theirs.tokens_per_s.median:.1f} "
+        f"| {mine.tokens_per_s.median:.1f} | {result.decode_ratio:.2f} | {result.equal_tokens} |",
         flush=True,
     )
 
 
-def describe_machine() -> Machine:
-    """The processor, its threads, and the versions of both sides."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0].split(":")[1].strip() if models else name
+def describe_machine(device: torch.device) -> Machine:
+    """The device, the threads beside it, and the versions of both sides."""
+    name = read_facts(device).name
     return Machine(name, torch.get_num_threads(), torch.__version__, version("transformers"))
 
 
@@ -268,6 +163,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=[EMBEDDED, "internvl2-1b"])
     parser.add_argument("--tiles", nargs="+", type=int, default=[1, 3], help="1, or 3 to 7")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, help="threads of both sides; torch's number")
     parser.add_argument("--rounds", type=int, default=5, help="rounds after the first")
@@ -281,9 +177,9 @@ def main() -> None:
     work = parse()
     if work.threads is not None:
         torch.set_num_threads(work.threads)
-    device = torch.device("cpu")
+    device = devices.pick(work.device)
     dtype = devices.choose_dtype(device, "bfloat16", work.dtype)
-    machine = describe_machine()
+    machine = describe_machine(device)
     print(
         f"{machine.name}, {machine.threads} threads, torch {machine.torch}, "
         f"transformers {machine.transformers}, {work.dtype}, random weights, {work.rounds} rounds\n"
@@ -295,12 +191,12 @@ def main() -> None:
     for name in work.models:
         with TemporaryDirectory() as folder:
             model = Path(folder) / "model"
-            write_model(name, model, dtype)
-            theirs = transformers(model, device, dtype)
+            save_random(name, model, "hf", device=device, dtype=dtype)
+            theirs = Transformers.load(model, device, dtype)
             with Engine.load(
                 model, device=str(device), dtype=work.dtype, options=OPTIONS
             ) as engine:
-                results += measure(name, engine, theirs, work)
+                results += measure(name, engine, theirs.answer, work)
     if work.json is not None:
         found = {"machine": asdict(machine), "results": [asdict(result) for result in results]}
         work.json.write_text(json.dumps(found, indent=1))

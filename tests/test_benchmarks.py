@@ -134,8 +134,8 @@ def test_the_speed_of_an_answer_counts_the_tokens_behind_the_first(latency):
         latency.Arrivals(3.0, [3.3, 3.8, 4.3], [1, 2, 3]),
     ]
     speed = latency.Speed.of(answers)
-    assert speed.first_ms == pytest.approx(300)
-    assert speed.tokens_per_s == pytest.approx(10)
+    assert speed.first_ms.median == pytest.approx(300)
+    assert speed.tokens_per_s.median == pytest.approx(10)
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_the_latency_benchmark_compares_both_sides_on_one_prompt(tmp_path):
     (result,) = found["results"]
     assert found["machine"]["threads"] >= 1
     assert result["equal_tokens"] == result["answer_tokens"] == 3
-    assert len(result["ours"]["every_first_ms"]) == 1
+    assert len(result["ours"]["first_ms"]["every"]) == 1
     assert result["prefill_ratio"] > 0
     assert result["decode_ratio"] > 0
 
@@ -173,3 +173,127 @@ def test_the_benchmark_of_few_bits_compares_every_scheme_with_the_plain_decoder(
     assert {product["scheme"] for product in products[3:]} >= {"int8", "int4"}
     assert all(product["us"] > 0 and product["share"] > 0 for product in products)
     assert [product["ratio"] for product in products[:3]] == [1, 1, 1]
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("speed")
+
+
+def found_of(limit: float | None = None, **figures: float) -> dict:
+    """What a process writes down of some figures; `_` stands for a blank."""
+    named = {name.replace("_", " "): value for name, value in figures.items()}
+    limits = {} if limit is None else dict.fromkeys(named, limit)
+    return {
+        "figures": {name: {"every": [value]} for name, value in named.items()},
+        "limits": limits,
+        "notes": [],
+    }
+
+
+def rows_of(speed, engines: dict[str, dict]) -> dict[str, list[str]]:
+    found = {engine: speed.Found.of(raw) for engine, raw in engines.items()}
+    lines = list(speed.table("2b", found, speed.texts_of(speed.Sizes())))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_the_speed_table_has_aims_limits_and_ratios(speed):
+    rows = rows_of(
+        speed,
+        {
+            "ours": found_of(30.0, first_token_fast=60.0),
+            "transformers": found_of(first_token_fast=90.0),
+            "vllm": found_of(first_token_fast=240.0),
+        },
+    )
+    assert rows["2b"] == [
+        *("aim", "limit", "ours", "of the limit", "transformers", "ratio", "vllm", "ratio"),
+    ]
+    row = rows["first token, 1600x1200, fast, ms"]
+    assert row == ["≤ 60", "30", "60", "50%", "90", "1.50", "240", "4.00"]
+
+
+def test_the_faster_way_of_transformers_to_decode_counts(speed):
+    theirs = found_of(decode=30.0, decode_compiled=200.0)
+    rows = rows_of(speed, {"ours": found_of(decode=600.0), "transformers": theirs})
+    assert rows["decode, batch 1, tokens/s"][-2:] == ["200", "3.00"]
+
+
+def test_the_gain_of_fewer_bits_is_told_when_both_are_measured(speed):
+    rows = rows_of(speed, {"ours": found_of(decode=600.0, decode_fp8=900.0)})
+    assert rows["fp8 by bf16"][:3] == ["≥ 1.4", "", "1.5"]
+    assert "int8 by bf16" not in rows
+
+
+def test_runs_of_several_parts_become_one_table(speed):
+    about = {"conditions": {"device": "cuda"}, "sizes": {}}
+    first = about | {"models": {"1b": {"ours": found_of(decode=1.0)}}}
+    second = about | {"models": {"1b": {"ours": found_of(video=2.0)}, "2b": {}}}
+    whole = speed.joined([first, second])
+    assert set(whole["models"]["1b"]["ours"]["figures"]) == {"decode", "video"}
+    other = about | {"conditions": {"device": "cpu"}, "models": {}}
+    with pytest.raises(SystemExit, match="different machines"):
+        speed.joined([first, other])
+
+
+def test_a_job_is_read_as_it_was_written(speed, tmp_path):
+    job = speed.Job("ours", tmp_path, ("decode",), "cpu", "float32", speed.Sizes.tiny(), "int8")
+    job.write(tmp_path / "job.json")
+    assert speed.Job.read(tmp_path / "job.json") == job
+
+
+STAND_IN = """
+from types import SimpleNamespace
+
+__version__ = "0"
+SamplingParams = SimpleNamespace
+
+
+class LLM:
+    def __init__(self, *, model, trust_remote_code, **settings):
+        assert not trust_remote_code
+
+    def generate(self, requests, params, use_tqdm):
+        for request in requests:
+            assert request["prompt"].startswith("<|im_start|>user")
+            assert ("<IMG_CONTEXT>" in request["prompt"]) == ("multi_modal_data" in request)
+        output = SimpleNamespace(token_ids=[0] * params.max_tokens)
+        return [SimpleNamespace(outputs=[output])] * len(requests)
+"""
+
+
+@pytest.mark.slow
+def test_the_speed_benchmark_asks_every_engine_the_same(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text(STAND_IN)
+    options = "--tiny --device cpu --dtype float32 --only first-token decode texts start"
+    command = [sys.executable, str(BENCHMARKS / "speed.py"), *options.split()]
+    report = tmp_path / "report.json"
+    more = ["--vllm-path", str(tmp_path), "--json", str(report)]
+    done = subprocess.run([*command, *more], check=True, capture_output=True, text=True)
+    assert "failed" not in done.stdout
+    engines = json.loads(report.read_text())["models"]["nano"]
+    figures = {engine: set(found["figures"]) for engine, found in engines.items()}
+    shared = {"first token fast", "first token exact", "decode", "texts"}
+    assert figures["transformers"] == shared | {"start s"}
+    assert figures["vllm"] == shared | {"ready s"}
+    assert figures["ours"] == shared | {"start s", "weights GB/s", "first answer s", "ready s"}
+
+
+def test_an_engine_that_is_not_installed_is_named(speed, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--vllm-path", str(tmp_path)])
+    job = speed.Job("vllm", tmp_path, ("decode",), "cpu", "float32", speed.Sizes.tiny())
+    assert speed.run(job, speed.parse()).notes == ["vllm is not installed"]
+
+
+@pytest.mark.slow
+def test_an_engine_that_fails_is_named_with_its_last_words(speed, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--device", "cpu", "--tiny"])
+    work, missing = speed.parse(), tmp_path / "missing"
+    job = speed.Job("ours", missing, ("decode",), "cpu", "float32", speed.Sizes.tiny())
+    (note,) = speed.run(job, work).notes
+    assert note.startswith("ours failed: ")
+    assert "missing" in note

@@ -68,7 +68,8 @@ def first_token(engine: Engine, subject: Subject, rounds: int, what: str) -> Row
     times = [ask(engine, each, 1).first_ms for each in asked]
     prompt = engine.encode(asked[0])
     limit = Limits.of(engine).first_token_ms(engine, prompt)
-    tiles = f", {len(prompt.tiles)} tiles" if len(prompt.tiles) else ""
+    count = len(prompt.tiles)
+    tiles = f", {count} tile{'s' * (count > 1)}" if count else ""
     return Row(f"{what}{tiles}", "ms", Spread.of(times[1:]), limit)
 
 

@@ -6,14 +6,15 @@ member's vocabulary.
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from internvl2 import device as devices
-from internvl2.checkpoint.config_files import read_config
+from internvl2.checkpoint.config_files import Layout, read_config
 from internvl2.checkpoint.hub import EMBEDDED, resolve
-from internvl2.checkpoint.store import require_memory
+from internvl2.checkpoint.store import require_memory, save
 from internvl2.config import InternVLConfig, Quantization
 from internvl2.engine.engine import Engine, EngineOptions
 from internvl2.engine.opening import Planned, open_divided
@@ -39,6 +40,15 @@ def random_processor(config: InternVLConfig) -> Processor:
     nano = resolve(EMBEDDED)
     config = replace(config, image_token_id=None, template=read_config(nano).template)
     return Processor.from_directory(nano, config)
+
+
+def save_random(
+    name: str, directory: Path, layout: Layout, *, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Writes a checkpoint of that shape, its random numbers made on `device`."""
+    processor = random_processor(shape_of(name))
+    model = random_model(processor.config, device=str(device), dtype=dtype)
+    save(model.cpu(), processor, directory, layout)
 
 
 def random_engine(

@@ -128,7 +128,7 @@ class Benched:
         print(conditions.lines())
         for line in table(rows):
             print(line, flush=True)
-        if conditions.device != "cpu":
+        if not conditions.device.endswith("cpu"):
             print("limit: what the maker states of the device's memory and bf16 arithmetic")
 
 
