@@ -135,8 +135,12 @@ class _CudaUploads:
         current = torch.cuda.current_stream(self._device)
         before.read.record(current)
         slot.filled.synchronize()
-        count = sum(map(len, pieces))
-        np.concatenate(pieces, out=slot.pinned[:count].numpy())
+        count = 0
+        for piece in pieces:
+            # PyTorch copies with several threads, but reads no array that must not be written to.
+            source = torch.from_numpy(np.require(piece, requirements="W"))
+            slot.pinned[count : count + len(piece)].copy_(source)
+            count += len(piece)
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(slot.read)
             slot.on_device[:count].copy_(slot.pinned[:count], non_blocking=True)

@@ -47,6 +47,10 @@ class Grid(NamedTuple):
         """Tiles in the grid, the thumbnail not among them."""
         return self.columns * self.rows
 
+    def with_thumbnail(self, use_thumbnail: bool) -> int:
+        """Tiles of a picture cut so, with a thumbnail behind several where one is wanted."""
+        return self.tiles + (use_thumbnail and self.tiles > 1)
+
 
 @lru_cache(maxsize=256)
 def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[Grid, ...]:

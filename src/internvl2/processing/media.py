@@ -7,7 +7,8 @@ decoded only if nobody has cut the same bytes in the same way before.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -60,6 +61,14 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class CutAll:
+    """The tiles of several pictures, one after the other, and how each is known."""
+
+    tiles: Tiles
+    digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MediaReader:
     """Opens the parts of a conversation and cuts them, as a model and its user want it."""
 
@@ -72,7 +81,9 @@ class MediaReader:
         if isinstance(part, Picture):
             yield self._open_picture(part, self._budget(part, max_tiles))
             return
-        shrink_to = self.config.tile_size if part.max_tiles == 1 else None
+        # Frames that lie in memory already are resized when they are cut, by several threads.
+        in_memory = not isinstance(part.source, str | Path | bytes)
+        shrink_to = self.config.tile_size if part.max_tiles == 1 and not in_memory else None
         frames = read_frames(
             part.source, part.num_frames, part.start, part.end, self.pictures, shrink_to
         )
@@ -90,16 +101,28 @@ class MediaReader:
         else:
             yield from (Measured(one.size, one.budget) for one in self.open(part, max_tiles))
 
-    def cut_all(self, opened: Sequence[Opened], grids: Sequence[Grid], digests: bool) -> list[Cut]:
-        """The tiles of several pictures, beside each other where threads are allowed."""
-        allowed = self.pictures.threads
-        if len(opened) < 2 or allowed < 2:
-            return [self.cut(one, grid, digests) for one, grid in zip(opened, grids, strict=True)]
+    def cut_all(self, opened: Sequence[Opened], grids: Sequence[Grid], digests: bool) -> CutAll:
+        """The tiles of several pictures, cut beside each other where threads are allowed."""
+        if len(opened) == 1:
+            alone = self.cut(opened[0], grids[0], digests)
+            return CutAll(alone.tiles, (alone.digest,))
+        thumbnail, side = self.config.use_thumbnail, self.config.tile_size
+        edges = list(accumulate((grid.with_thumbnail(thumbnail) for grid in grids), initial=0))
+        tiles = np.empty((edges[-1], side, side, 3), np.uint8)
+        threads = max(1, min(self.pictures.threads, len(opened)))
         each = replace(
-            self, pictures=replace(self.pictures, threads=max(1, allowed // len(opened)))
+            self, pictures=replace(self.pictures, threads=max(1, self.pictures.threads // threads))
         )
-        with ThreadPoolExecutor(min(allowed, len(opened))) as pool:
-            return list(pool.map(each.cut, opened, grids, repeat(digests)))
+
+        def fill(one: Opened, grid: Grid, first: int) -> bytes:
+            known = each.cut(one, grid, digests)
+            tiles[first : first + len(known.tiles)] = known.tiles
+            return known.digest
+
+        if threads == 1:
+            return CutAll(tiles, tuple(map(fill, opened, grids, edges)))
+        with ThreadPoolExecutor(threads) as pool:
+            return CutAll(tiles, tuple(pool.map(fill, opened, grids, edges)))
 
     def cut(self, opened: Opened, grid: Grid, digests: bool) -> Cut:
         """The tiles of one picture, those of its whole among them where the model wants that."""

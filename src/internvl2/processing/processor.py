@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from internvl2.config import InternVLConfig
 from internvl2.processing.conversation import Conversation, Message, Text
 from internvl2.processing.image import Grid, PictureOptions, choose_grid
@@ -63,7 +61,7 @@ class _Plan:
 
     def tiles(self, use_thumbnail: bool) -> int:
         """All tiles together."""
-        return sum(_num_tiles(grid, use_thumbnail) for part in self.grids for grid in part)
+        return sum(grid.with_thumbnail(use_thumbnail) for part in self.grids for grid in part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +234,7 @@ class Processor:
         sizes = [
             MediumSize(
                 tuple(
-                    _num_tiles(grid, self.config.use_thumbnail) * self.config.tokens_per_tile
+                    grid.with_thumbnail(self.config.use_thumbnail) * self.config.tokens_per_tile
                     for grid in part
                 )
             )
@@ -263,8 +261,8 @@ class Processor:
         cut = self._reader().cut_all(pictures, grids, digests)
         spans: list[MediaSpan] = []
         position, first_tile = 0, 0
-        for known, grid in zip(cut, grids, strict=True):
-            num_tiles = len(known.tiles)
+        for digest, grid in zip(cut.digests, grids, strict=True):
+            num_tiles = grid.with_thumbnail(self.config.use_thumbnail)
             start = encoded.token_ids.index(self.image_tokens.context, position)
             position = start + num_tiles * self.config.tokens_per_tile
             spans.append(
@@ -276,22 +274,11 @@ class Processor:
                     columns=grid.columns,
                     rows=grid.rows,
                     thumbnail=num_tiles > grid.tiles,
-                    digest=known.digest,
+                    digest=digest,
                 )
             )
             first_tile += num_tiles
-        stacks = [known.tiles for known in cut]
-        none = _no_tiles(self.config.tile_size)
-        joined = stacks[0] if len(stacks) == 1 else np.concatenate([none, *stacks])
-        return Prompt(encoded.token_ids, encoded.is_target, joined, tuple(spans))
-
-
-def _no_tiles(size: int) -> np.ndarray:
-    return np.zeros((0, size, size, 3), np.uint8)
-
-
-def _num_tiles(grid: Grid, use_thumbnail: bool) -> int:
-    return grid.tiles + (use_thumbnail and grid.tiles > 1)
+        return Prompt(encoded.token_ids, encoded.is_target, cut.tiles, tuple(spans))
 
 
 def _overflow(length: int, tiles: int, text_tokens: int, max_context: int | None) -> str:
