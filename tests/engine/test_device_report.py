@@ -64,6 +64,24 @@ def test_a_format_that_nothing_computes_in_is_refused_with_those_that_are_known(
         report(HOPPER, "bfloat16", "float64", 128)
 
 
+@pytest.mark.parametrize(
+    ("facts", "kernel"),
+    [
+        (HOPPER, "a kernel in Triton that reads the cache in place"),
+        (
+            replace(HOPPER, has_compiler=False),
+            "scaled_dot_product_attention over gathered blocks",
+        ),
+        (
+            replace(TURING, has_compiler=True),
+            "scaled_dot_product_attention over gathered blocks",
+        ),
+    ],
+)
+def test_written_tokens_have_a_kernel_where_triton_can_make_one(facts: DeviceFacts, kernel: str):
+    assert chosen(report(facts, "float16", None, 64))["attention, decode"] == kernel
+
+
 @pytest.mark.parametrize(("facts", "is_slow"), [(OLD_CPU, True), (NEW_CPU, False)])
 def test_bf16_on_a_cpu_without_its_products_works_and_is_called_slow(
     facts: DeviceFacts, is_slow: bool

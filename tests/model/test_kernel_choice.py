@@ -102,6 +102,18 @@ def test_a_plain_path_that_fails_is_an_error():
         KernelChoice().prepare(Trial("doubling", double, fails, (torch.ones(2),)))
 
 
+def test_no_kernel_is_tried_on_gpus_that_triton_does_not_know(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+
+    class Input:
+        device, dtype = torch.device("cuda"), torch.float16
+
+    old = Trial("doubling", fails, fails, (Input(),))  # pyright: ignore[reportArgumentType]
+    assert not KernelChoice().prepare(old)
+    assert "8.0 or later, not 7.0" in caplog.records[0].message
+
+
 @pytest.mark.gpu
 def test_a_product_of_larger_matrices_takes_longer():
     small, large = (torch.randn(n, n, device="cuda") for n in (256, 4096))

@@ -19,6 +19,7 @@ from internvl2 import device as devices
 from internvl2.config import DTypeName
 from internvl2.cores import Cores, read_cores
 from internvl2.model.attention import takes_varlen
+from internvl2.model.kernel_choice import FIRST_CAPABILITY
 from internvl2.model.packed import can_pack
 
 Kind = Literal["cpu", "cuda", "npu", "mps"]
@@ -173,16 +174,31 @@ def _cuda_kernels(facts: DeviceFacts, dtype: torch.dtype, head_dim: int) -> tupl
     )
     return (
         Choice("attention, prefill", first, why),
-        Choice(
-            "attention, decode",
-            "scaled_dot_product_attention over gathered blocks",
-            "rows differ in length, and a mask keeps PyTorch from its flash kernel",
-        ),
+        *_decode_kernels(facts),
         Choice(
             "attention, vision",
             f"scaled_dot_product_attention, {tower}",
             "tiles are of one size and need no mask",
         ),
+    )
+
+
+def _decode_kernels(facts: DeviceFacts) -> tuple[Choice, ...]:
+    """What a step of written tokens is computed with on a CUDA device."""
+    assert facts.capability is not None
+    if facts.has_compiler and facts.capability >= FIRST_CAPABILITY:
+        why = "tried against PyTorch when a model is loaded, which computes where a trial fails"
+        return (
+            Choice("attention, decode", "a kernel in Triton that reads the cache in place", why),
+            Choice("decoder", "joined products, kernels in Triton between them", why),
+        )
+    return (
+        Choice(
+            "attention, decode",
+            "scaled_dot_product_attention over gathered blocks",
+            "a kernel that reads the cache in place needs Triton and compute capability 8.0",
+        ),
+        Choice("decoder", "joined products", "kernels between them need the same"),
     )
 
 

@@ -20,6 +20,8 @@ TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
     {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 )
 """Differences that a few roundings explain, as a share of the largest number of the plain path."""
+FIRST_CAPABILITY = (8, 0)
+"""Of the oldest GPUs that Triton supports; for others its compiler may end the whole process."""
 RUNS, REPEATS = 10, 5
 """Runs in one timed graph, and how often that is replayed."""
 
@@ -70,6 +72,13 @@ class KernelChoice:
         if device.type != "cuda":
             return self._decide(trial, device)
         assert not torch.cuda.is_current_stream_capturing(), f"{trial.name}: chosen too late"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < FIRST_CAPABILITY:
+            fault = (
+                f"Triton needs compute capability 8.0 or later, not {capability[0]}.{capability[1]}"
+            )
+            self._report(trial.name, fault, device)
+            return False
         with torch.cuda.device(device):
             return self._decide(trial, device)
 
@@ -113,7 +122,7 @@ def graph_seconds(run: Callable[[], object]) -> float:
     flush = torch.empty(2 * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for _ in range(RUNS):
             flush.zero_()
             run()
