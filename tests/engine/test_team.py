@@ -5,16 +5,22 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from internvl2 import device as devices
-from internvl2.engine import tensor_parallel
+from internvl2.engine import follower, tensor_parallel
 from internvl2.engine.engine import Engine, EngineOptions
 from internvl2.engine.sequence import SamplingParams
 from internvl2.engine.tensor_parallel import choose_places
+from internvl2.family import find
+from internvl2.model.kernels import FusedKernels
+from internvl2.model.tensor_parallel import DividedInternVL, Share
 from internvl2.processing.conversation import Message
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -43,19 +49,40 @@ def load(directory: Path, size: int) -> Engine:
 
 
 def followers(engine: Engine) -> list[subprocess.Popen]:
-    return [follower.process for follower in engine._team._followers]
+    return [each.process for each in engine._team._followers]
 
 
 @pytest.mark.slow
 def test_a_process_that_dies_is_named_and_the_engine_ends(directory):
     with load(directory, 2) as engine:
         engine.answer(ASKED, SHORT)
-        (follower,) = followers(engine)
-        follower.kill()
-        follower.wait()
+        (other,) = followers(engine)
+        other.kill()
+        other.wait()
         for _ in range(2):
             with pytest.raises(ChildProcessError, match=r"process 1 of 2 \(cpu\) .*exit code -9"):
                 engine.answer(ASKED, SHORT)
+
+
+@pytest.mark.slow
+def test_a_closed_engine_lets_go_of_what_it_recorded(directory):
+    """A group of processes waits for the CUDA graphs that have its sums."""
+    with load(directory, 2) as engine:
+        engine.answer(ASKED, SHORT)
+        computing = weakref.ref(engine.runner._own)
+    assert computing() is None
+    assert not dist.is_initialized()
+    assert [process.returncode for process in followers(engine)] == [0]
+
+
+def test_a_kernel_that_one_process_lacks_is_used_by_none():
+    with torch.device("meta"):
+        model = DividedInternVL(find("internvl2-1b").config, Share(0, 2))
+    for everywhere, kernel in ((True, print), (False, None)):
+        model.decoder.use(FusedKernels(gate=print, paged_decode=print))
+        peers = SimpleNamespace(all_have=lambda here, there=everywhere: here and there)
+        follower._agree_on_kernels(model, peers)
+        assert model.decoder.kernels == FusedKernels(gate=print, paged_decode=kernel)
 
 
 @pytest.mark.slow
@@ -70,13 +97,13 @@ def test_what_fails_in_another_process_reaches_the_caller(directory):
 def test_an_error_of_the_first_process_ends_the_others(directory, monkeypatch):
     monkeypatch.setattr(tensor_parallel, "REPORT_SECONDS", 0.1)
     with load(directory, 2) as engine:
-        (follower,) = followers(engine)
+        (other,) = followers(engine)
         with monkeypatch.context() as broken:
             fault = ArithmeticError("no more numbers")
             broken.setattr(engine.model, "logits", lambda hidden: (_ for _ in ()).throw(fault))
             with pytest.raises(ArithmeticError, match="no more numbers"):
                 engine.answer(ASKED, SHORT)
-        assert follower.wait(10) == -signal.SIGKILL
+        assert other.wait(10) == -signal.SIGKILL
         with pytest.raises(ChildProcessError, match=r"first process failed: .*no more numbers"):
             engine.answer(ASKED, SHORT)
 
@@ -94,7 +121,7 @@ def test_a_process_that_dies_while_it_starts_is_named(directory, monkeypatch):
     monkeypatch.setattr(tensor_parallel, "_start", start_dead)
     with pytest.raises(ChildProcessError, match=r"process 1 of 2 .*exit code -9"):
         load(directory, 2)
-    assert [follower.process.poll() for follower in started] == [-signal.SIGKILL]
+    assert [each.process.poll() for each in started] == [-signal.SIGKILL]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ it, by the end of its standard input.
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -95,7 +95,16 @@ def load_own(source: ModelSource, peers: ProcessPeers) -> DividedInternVL:
     """This process's share of a model, ready to compute with the others."""
     model = source.load_share(peers.share, peers.device)
     prepare(model)
+    _agree_on_kernels(model, peers)
     return model.join(peers)
+
+
+def _agree_on_kernels(model: DividedInternVL, peers: ProcessPeers) -> None:
+    """Steps are recorded in other shapes with a kernel over the cache; all must record the same."""
+    kernels = model.decoder.kernels
+    has_kernel = kernels.paged_decode is not None
+    if not peers.all_have(has_kernel) and has_kernel:
+        model.decoder.use(replace(kernels, paged_decode=None))
 
 
 def follow(socket: int) -> None:

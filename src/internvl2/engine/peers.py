@@ -66,9 +66,11 @@ class ProcessPeers:
         free = devices.free_memory(self.device)
         if self.device.type == "cpu":
             free //= self.share.size
-        least = torch.tensor(free)
-        dist.all_reduce(least, dist.ReduceOp.MIN)
-        return int(least)
+        return self._least(free)
+
+    def all_have(self, here: bool) -> bool:
+        """Whether something is so in every process."""
+        return bool(self._least(int(here)))
 
     def abort(self) -> None:
         """Has a device stop waiting for processes that are gone; gloo finds that out by itself."""
@@ -80,6 +82,11 @@ class ProcessPeers:
         """Takes the group down."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def _least(self, number: int) -> int:
+        least = torch.tensor(number)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        return int(least)
 
 
 def open_store(size: int) -> Store:

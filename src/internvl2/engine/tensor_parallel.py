@@ -90,7 +90,7 @@ class Team:
         self.device = devices_of_ranks[0]
         self._failure: str | None = None
         self._has_news = threading.Event()
-        self._is_running = False
+        self._runner: TeamRunner | None = None
         self._is_closing = False
         self._arrived = threading.Semaphore(0)
         self._peers: ProcessPeers | None = None
@@ -135,8 +135,8 @@ class Team:
         """What computes steps in all processes; where this one records steps, all do."""
         with self.watched():
             self.tell(Begin(own.options, records))
-        self._is_running = True
-        return TeamRunner(own, self)
+        self._runner = TeamRunner(own, self)
+        return self._runner
 
     def tell(self, message: object) -> None:
         """Sends a message to all others."""
@@ -174,14 +174,19 @@ class Team:
     def close(self) -> None:
         """Ends the other processes."""
         self._is_closing = True
-        if self._is_running and self._failure is None:
-            with contextlib.suppress(OSError):
-                self.tell(None)
-        else:
+        if self._runner is None or self._failure is not None:
             for follower in self._followers:
                 follower.process.kill()
+        else:
+            with contextlib.suppress(OSError):
+                self.tell(None)
+        if self._runner is not None:
+            self._runner.close()
         if self._peers is not None:
-            self._peers.leave()
+            # Not for ever: what a process that was killed has left behind may keep the group.
+            leaving = threading.Thread(target=self._peers.leave, daemon=True)
+            leaving.start()
+            leaving.join(GRACE_SECONDS)
         for follower in self._followers:
             _end(follower)
         self._watch.join()
@@ -205,9 +210,14 @@ class TeamRunner:
     """Computes steps in all processes of a team."""
 
     def __init__(self, own: ModelRunner, team: Team) -> None:
-        self._own = own
+        self._computing: ModelRunner | None = own
         self._team = team
         self._teller = Teller()
+
+    @property
+    def _own(self) -> ModelRunner:
+        assert self._computing is not None, "an engine was asked that is closed"
+        return self._computing
 
     @property
     def runs_ahead(self) -> bool:
@@ -227,6 +237,10 @@ class TeamRunner:
             # That a process is gone is said by the next step.
             with contextlib.suppress(OSError):
                 self._team.tell(Release(sequence.id))
+
+    def close(self) -> None:
+        """Lets go of recorded steps: a group waits for the CUDA graphs that have its sums."""
+        self._computing = None
 
 
 @dataclass(frozen=True)
