@@ -27,14 +27,19 @@ def play(scheduler: Scheduler) -> Step:
     """One step with a model that always writes its sequence's number."""
     step = scheduler.schedule()
     scheduler.launch(step)
+    read(scheduler, step)
+    return step
+
+
+def read(scheduler: Scheduler, step: Step) -> None:
+    """Ends a launched step as `play` does; what ended meanwhile drops its token."""
     for chunk in step.chunks:
         samples = chunk.samples
         scheduler.complete(chunk)
-        if samples:
+        if samples and chunk.sequence.status is not Status.FINISHED:
             reason = chunk.sequence.append(chunk.sequence.id)
             if reason is not None:
                 scheduler.finish(chunk.sequence, reason)
-    return step
 
 
 def test_a_long_prompt_is_cut_into_chunks_of_the_budget():
@@ -157,3 +162,44 @@ def test_every_request_ends_in_bounded_steps_and_every_block_comes_back(requests
     for sequence in sequences:
         assert sequence.finish_reason in ("length", "abort")
         assert set(sequence.generated_ids) <= {sequence.id}
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    requests=st.lists(request, min_size=1, max_size=12),
+    aborts=st.lists(st.tuples(st.integers(0, 25), st.integers(0, 11)), max_size=6),
+    budget=st.integers(3, 20),
+    blocks=st.integers(10, 40),
+)
+def test_steps_that_follow_unread_ones_keep_the_rules_too(requests, aborts, budget, blocks):
+    scheduler = make_scheduler(blocks=blocks, sequences=3, budget=budget)
+    sequences = [make_sequence(n, length, m, t) for n, (length, m, t) in enumerate(requests)]
+    pending, flight, steps = list(sequences), None, 0
+    while scheduler.has_work or pending or flight:
+        if pending and steps % 2 == 0:
+            scheduler.add(pending.pop(0))
+        for when, which in aborts:
+            if when == steps and which < len(sequences) - len(pending):
+                scheduler.finish(sequences[which], "abort")
+        if flight is None:
+            flight = scheduler.schedule()
+            scheduler.launch(flight)
+        following = scheduler.follow(flight)
+        if following is not None:
+            assert following.follows
+            assert 0 < following.num_tokens <= budget
+            for chunk in following.chunks:
+                assert len(chunk.sequence.blocks) * 4 >= chunk.stop
+                assert chunk.stop <= chunk.sequence.limit
+            scheduler.launch(following)
+        read(scheduler, flight)
+        flight = following
+        steps += 1
+        assert steps < 2000
+    assert scheduler.cache.pool.num_free == blocks
+    for sequence in sequences:
+        assert sequence.finish_reason in ("length", "abort")
+        assert sequence.num_in_flight == 0
+        assert set(sequence.generated_ids) <= {sequence.id}
+        if sequence.finish_reason == "length":
+            assert len(sequence.token_ids) == sequence.limit

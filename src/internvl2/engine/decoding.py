@@ -21,7 +21,7 @@ from internvl2.engine.batch_sizes import padded, power_of_two
 from internvl2.engine.draw_buffers import DrawBuffers
 from internvl2.engine.graphs import Graphs, Work
 from internvl2.engine.kv_tensors import KVTensors
-from internvl2.engine.launched import LaunchedStep
+from internvl2.engine.launched import Chosen
 from internvl2.engine.sampler import Sampled, SamplingBatch, choose, sample
 from internvl2.engine.scheduler import Step
 from internvl2.engine.sequence import Sequence
@@ -80,6 +80,7 @@ class Decoding:
         self._tables = torch.zeros(rows, blocks, dtype=torch.int64, device=device)
         self._logits = torch.zeros(rows, model.config.decoder.vocab_size, device=device)
         self._draws = DrawBuffers(rows, device)
+        self._met: set[DecodeShape] = set()
         self._gathers = model.decoder.kernels.paged_decode is None
         """Whether attention copies what it reads: then tables are no wider than need be."""
         self._batch: tuple[Sequence, ...] = ()
@@ -89,29 +90,35 @@ class Decoding:
         self._num_blocks: list[int] = []
         """How many blocks of each sequence of the batch its table has."""
 
-    def begin(self, step: Step) -> LaunchedStep:
-        """Queues a step of written tokens alone."""
+    def sampled(self, step: Step, unread: Chosen | None) -> Sampled:
+        """Queues a step of written tokens alone; what it chooses is there until the next one."""
         batch = tuple(chunk.sequence for chunk in step.decodes)
+        written = [chunk.stop - chunk.sequence.prompt_length for chunk in step.decodes]
         previous, self._batch = self._batch, ()  # nobody's, should anything fail on the way
         if batch != previous:
             self._choice = Choice.of(batch)
         shape = self._shape_of(batch)
         is_there = batch == previous and self._next == [chunk.start for chunk in step.decodes]
-        if is_there and shape in self._graphs:
+        work = partial(self._run, shape)
+        # Met again: nobody's first answer waits for a recording.
+        is_due = shape in self._met and shape not in self._graphs
+        if is_there and not is_due:
             self._add_blocks(batch)
         else:
-            unread = self._unread(batch, previous) if step.follows else None
-            self._make_ready(shape)
-            self._place(step, shape.rows, unread)
+            tokens = None if unread is None else unread.of(batch)
+            if is_due:
+                self._record(shape, work)
+            self._place(step, shape.rows, tokens)
+        self._met.add(shape)
         if self._gathers:
             self._cache.clear_begun(step.decodes)
-        num_unread = int(step.follows)
         if shape.choice in (Choice.DRAWN, Choice.DRAWN_FROM_FEW):
-            self._draws.advance(batch, num_unread)
-        self._make_ready(shape)()
-        launched = LaunchedStep.of(batch, self._chosen(batch, num_unread))
+            self._draws.advance(batch, written)
+        run = self._graphs.ready(shape, work) if shape in self._graphs else work
+        run()
+        chosen = self._chosen(batch, written)
         self._batch, self._next = batch, [chunk.stop for chunk in step.decodes]
-        return launched
+        return chosen
 
     def _shape_of(self, batch: tuple[Sequence, ...]) -> DecodeShape:
         width = self._tables.shape[1]
@@ -120,12 +127,11 @@ class Decoding:
             width = min(power_of_two(longest), width)
         return DecodeShape(padded(len(batch)), width, self._choice)
 
-    def _make_ready(self, shape: DecodeShape) -> Work:
-        """The recorded work of a shape; making it leaves the buffers without a batch."""
-        if shape not in self._graphs:
-            self._numbers.zero_()
-            self._tables.fill_(self._cache.scratch_block)
-        return self._graphs.ready(shape, partial(self._run, shape))
+    def _record(self, shape: DecodeShape, work: Work) -> None:
+        """Records work on padding alone; the buffers are then without a batch."""
+        self._numbers.zero_()
+        self._tables.fill_(self._cache.scratch_block)
+        self._graphs.ready(shape, work)
 
     def _run(self, shape: DecodeShape) -> None:
         """The work: one token of each row, and the numbers of the next step."""
@@ -151,23 +157,15 @@ class Decoding:
             wishes = self._draws.view(shape.rows, truncates=truncates)
         tokens.copy_(choose(logits, wishes))
 
-    def _chosen(self, batch: tuple[Sequence, ...], num_unread: int) -> Sampled:
+    def _chosen(self, batch: tuple[Sequence, ...], written: list[int]) -> Sampled:
         """The next tokens, which are those that the next step reads."""
         tokens = self._numbers[TOKENS, : len(batch)]
         if self._choice is not Choice.BEHIND:
             return Sampled(tokens, None)
-        wishes = SamplingBatch.of(batch, self._device, num_unread)
+        wishes = SamplingBatch.of(batch, self._device, written)
         sampled = sample(self._logits[: len(batch)], wishes)
         tokens.copy_(sampled.ids)
         return sampled
-
-    def _unread(
-        self, batch: tuple[Sequence, ...], previous: tuple[Sequence, ...]
-    ) -> Int[Tensor, " rows"]:
-        """The tokens that the step before has chosen for these sequences."""
-        rows = {sequence.id: row for row, sequence in enumerate(previous)}
-        index = self._upload(np.array([rows[sequence.id] for sequence in batch], np.int64))
-        return self._numbers[TOKENS].index_select(0, index)
 
     def _place(self, step: Step, rows: int, unread: Int[Tensor, " rows"] | None) -> None:
         """Fills the buffers with a batch and its padding."""

@@ -46,9 +46,9 @@ class DrawBuffers:
         self._shares[:, : len(batch)].copy_(self._upload(shares))
         self._top_k[: len(batch)].copy_(self._upload(top_k))
 
-    def advance(self, batch: Rows[Sequence], num_unread: int) -> None:
-        """Fills in what the noise of the next tokens follows from."""
-        keys = noise_keys(batch, num_unread)
+    def advance(self, batch: Rows[Sequence], written: Rows[int]) -> None:
+        """Fills in what the noise of the next tokens follows from, behind so many written ones."""
+        keys = noise_keys(batch, written)
         self._keys[: len(batch)].copy_(self._upload(torch.from_numpy(keys)))
 
     def _upload(self, values: Tensor) -> Tensor:

@@ -1,13 +1,30 @@
 """The tokens of a launched step on their way to the host."""
 
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
+from internvl2 import device as devices
 from internvl2.engine.runner import NextToken
 from internvl2.engine.sampler import RawLogprobs, Sampled
 from internvl2.engine.sequence import Logprobs, Sequence, TokenLogprob
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The tokens that a step has chosen, on the device, until the next step has begun."""
+
+    sequences: tuple[Sequence, ...]
+    ids: Int[Tensor, " rows"]
+
+    def of(self, sequences: Rows[Sequence]) -> Int[Tensor, " some"]:
+        """Those of some of its sequences."""
+        rows = {sequence.id: row for row, sequence in enumerate(self.sequences)}
+        index = torch.tensor([rows[sequence.id] for sequence in sequences])
+        return self.ids.index_select(0, devices.upload(index, self.ids.device))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from internvl2 import device as devices
 from internvl2.engine.decoding import Decoding
 from internvl2.engine.graphs import Graphs, Recorder
 from internvl2.engine.kv_tensors import KVTensors
-from internvl2.engine.launched import LaunchedStep, nothing_sampled
-from internvl2.engine.sampler import SamplingBatch, sample
+from internvl2.engine.launched import Chosen, LaunchedStep, nothing_sampled
+from internvl2.engine.sampler import Sampled, SamplingBatch, sample
 from internvl2.engine.scheduler import Chunk, Step
 from internvl2.engine.sequence import Sequence
 from internvl2.engine.tile_encoder import TileEncoder
@@ -89,6 +89,7 @@ class ModelRunner:
         )
         self.vision = VisionCache(encoder, max_bytes=options.vision_bytes)
         self._weights = parameters(model.config).decoder
+        self._chosen: Chosen | None = None
         self._decoding: Decoding | None = None
         if recorder is not None:
             self._decoding = Decoding(
@@ -107,27 +108,35 @@ class ModelRunner:
     @torch.inference_mode()
     def begin(self, step: Step) -> LaunchedStep:
         """Queues the work of a step and the copy of the tokens that it chooses."""
+        chosen, self._chosen = self._chosen, None
+        unread = chosen if step.follows else None
         with devices.current(self.device):
+            sampling = [chunk for chunk in step.chunks if chunk.samples]
             if self._decoding is not None and not step.prefills:
-                return self._decoding.begin(step)
-            return self._begin(step)
+                sampled = self._decoding.sampled(step, unread)
+            else:
+                sampled = self._sampled(step, sampling, unread)
+            if not sampling:
+                return nothing_sampled()
+            sequences = tuple(chunk.sequence for chunk in sampling)
+            self._chosen = Chosen(sequences, sampled.ids)
+            return LaunchedStep.of(sequences, sampled)
 
     def release(self, sequence: Sequence) -> None:
         """Forgets what is kept for a sequence that has ended."""
         self.vision.release(sequence.id)
 
-    def _begin(self, step: Step) -> LaunchedStep:
-        sampling = [chunk.sequence for chunk in step.chunks if chunk.samples]
-        batch = SamplingBatch.of(sampling, self.device)
+    def _sampled(self, step: Step, sampling: list[Chunk], unread: Chosen | None) -> Sampled:
+        """The next tokens of the chunks that sample, computed call by call."""
+        written = [chunk.stop - chunk.sequence.prompt_length for chunk in sampling]
+        batch = SamplingBatch.of([chunk.sequence for chunk in sampling], self.device, written)
         self.cache.clear_begun(step.chunks)
         with self._threads(step):
-            logits = self._prompts(step) if step.prefills else self._decodes(step.decodes)
+            logits = self._prompts(step, unread) if step.prefills else self._decodes(step.decodes)
         for chunk in step.prefills:
             if chunk.stop >= chunk.sequence.prompt_length:
                 self.vision.release(chunk.sequence.id)
-        if not sampling:
-            return nothing_sampled()
-        return LaunchedStep.of(tuple(sampling), sample(logits, batch))
+        return sample(logits, batch)
 
     def _threads(self, step: Step) -> AbstractContextManager[None]:
         is_small = not step.prefills and step.num_tokens * self._weights < SMALL_STEP
@@ -142,11 +151,13 @@ class ModelRunner:
         hidden = self.model.decoder(x, stream.positions, attend)
         return self.model.logits(hidden)
 
-    def _prompts(self, step: Step) -> Float[Tensor, "rows vocab"]:
+    def _prompts(self, step: Step, unread: Chosen | None) -> Float[Tensor, "rows vocab"]:
         """A step with chunks of prompts, and written tokens behind them."""
         self.vision.prepare(step.prefills)
         stream = _Stream(self._upload(self._numbers_of(step.chunks)))
         num_read = sum(chunk.stop - chunk.start for chunk in step.prefills)
+        if unread is not None and step.decodes:
+            stream.tokens[num_read:] = unread.of([chunk.sequence for chunk in step.decodes])
         attend = PagedAttention(
             self.cache.keys,
             self.cache.values,
@@ -201,13 +212,14 @@ class ModelRunner:
 
     def _numbers_of(self, chunks: tuple[Chunk, ...]) -> Int[np.ndarray, "four tokens"]:
         size = self.options.block_size
-        numbers = np.empty((4, sum(chunk.stop - chunk.start for chunk in chunks)), np.int64)
+        numbers = np.zeros((4, sum(chunk.stop - chunk.start for chunk in chunks)), np.int64)
         first = 0
         for chunk in chunks:
             sequence = chunk.sequence
             index = np.arange(chunk.start, chunk.stop)
             part = numbers[:, first : first + len(index)]
-            part[0] = sequence.token_ids[chunk.start : chunk.stop]
+            known = sequence.token_ids[chunk.start : chunk.stop]  # nothing where it is unread
+            part[0, : len(known)] = known
             part[1] = index
             part[2] = np.maximum(sequence.prompt_length, index + 1)
             first_block = chunk.start // size

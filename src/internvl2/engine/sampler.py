@@ -73,18 +73,22 @@ class SamplingBatch:
 
     @classmethod
     def of(
-        cls, sequences: Rows[Sequence], device: torch.device, num_unread: int = 0
+        cls,
+        sequences: Rows[Sequence],
+        device: torch.device,
+        written: Rows[int] | None = None,
     ) -> "SamplingBatch":
         """The wishes of these sequences for their next token.
 
-        So many more tokens are written than the sequences know yet; none of these then
-        `uses_history`.
+        `written` are the tokens that each will have written by then, where it does not know all of
+        them yet; such a sequence must not use its history.
         """
+        written = [s.num_generated for s in sequences] if written is None else written
         reporting = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
         return cls(
             _penalties(sequences, device),
-            _bans(sequences, device, num_unread),
-            _randomness(sequences, device, num_unread),
+            _bans(sequences, written, device),
+            _randomness(sequences, written, device),
             upload(torch.tensor(reporting), device) if reporting else None,
             max((sequences[i].params.logprobs or 0 for i in reporting), default=0),
         )
@@ -137,9 +141,10 @@ def choose(logits: Float[Tensor, "rows vocab"], wishes: Randomness | None) -> In
     return torch.where(wishes.temperature > 0, _draw(logits, wishes), ids)
 
 
-def noise_keys(sequences: Rows[Sequence], num_unread: int) -> Int[np.ndarray, "some two"]:
-    """What the noise of each sequence's next token follows from, with so many unknown before it."""
-    digests = (_noise_digest(s.seed, s.num_generated + num_unread) for s in sequences)
+def noise_keys(sequences: Rows[Sequence], written: Rows[int]) -> Int[np.ndarray, "some two"]:
+    """What the noise of each sequence's next token follows from, behind so many written ones."""
+    pairs = zip(sequences, written, strict=True)
+    digests = (_noise_digest(sequence.seed, count) for sequence, count in pairs)
     return np.frombuffer(b"".join(digests), "<u4").astype(np.int64).reshape(-1, 2)
 
 
@@ -171,18 +176,18 @@ def _penalties(sequences: Rows[Sequence], device: torch.device) -> Penalties | N
     )
 
 
-def _bans(sequences: Rows[Sequence], device: torch.device, num_unread: int) -> Tensor | None:
+def _bans(sequences: Rows[Sequence], written: Rows[int], device: torch.device) -> Tensor | None:
     pairs = [
         (row, token)
-        for row, s in enumerate(sequences)
-        if s.num_generated + num_unread < s.params.min_tokens and not s.params.ignore_eos
+        for row, (s, count) in enumerate(zip(sequences, written, strict=True))
+        if count < s.params.min_tokens and not s.params.ignore_eos
         for token in sorted(s.stop_token_ids)
     ]
     return upload(torch.tensor(pairs), device).T if pairs else None
 
 
 def _randomness(
-    sequences: Rows[Sequence], device: torch.device, num_unread: int
+    sequences: Rows[Sequence], written: Rows[int], device: torch.device
 ) -> Randomness | None:
     rows = [i for i, s in enumerate(sequences) if s.params.temperature > 0]
     if not rows:
@@ -195,7 +200,7 @@ def _randomness(
         upload(torch.tensor([min(p.top_k, UNLIMITED) for p in params]), device),
         upload(torch.tensor([float(p.top_p) for p in params]), device),
         upload(torch.tensor([float(p.min_p) for p in params]).log(), device),
-        upload(torch.from_numpy(noise_keys(some, num_unread)), device),
+        upload(torch.from_numpy(noise_keys(some, [written[i] for i in rows])), device),
         any(p.truncates for p in params),
     )
 

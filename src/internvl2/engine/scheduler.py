@@ -39,8 +39,8 @@ class Step:
     preempted: tuple[Sequence, ...] = ()
     """Those that gave their blocks back for it; what else is kept for them can go too."""
     follows: bool = False
-    """Whether its tokens are those that the step before chooses, unread by the host: all decodes,
-    of sequences that all wrote in that step, in the same order."""
+    """Whether the tokens of its decodes are those that the step before chooses, which the host has
+    not read yet."""
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
@@ -108,39 +108,37 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """The next step; empty only when there is no work."""
-        budget = self.max_batch_tokens
         preempted: list[Sequence] = []
         decodes = self._schedule_decodes(preempted)
-        budget -= len(decodes)
-        prefills: list[Chunk] = []
-        for sequence in self.running:
-            chunk = _prompt_chunk(sequence, budget)
-            if chunk is not None and not _is_writing(sequence):
-                prefills.append(chunk)
-                budget -= chunk.stop - chunk.start
-        while budget > 0 and self._admit_next():
-            chunk = _prompt_chunk(self.running[-1], budget)
-            assert chunk is not None, "an admitted sequence has at least one token to compute"
-            prefills.append(chunk)
-            budget -= chunk.stop - chunk.start
-        return Step(tuple(prefills), tuple(decodes), tuple(preempted))
+        reading = [(s, s.num_computed) for s in self.running if not _is_writing(s)]
+        prefills = self._schedule_prefills(reading, self.max_batch_tokens - len(decodes))
+        return Step(prefills, tuple(decodes), tuple(preempted))
 
     def follow(self, step: Step) -> Step | None:
-        """The step behind one of written tokens, launched and not yet completed.
+        """The step behind a launched one, while the tokens of that are unread.
 
-        None where the tokens must be known first: something else could run, one of them decides
-        how the next is chosen, or there are no blocks. Who writes the last token leaves out.
+        None where they have to be known first: one of them decides how the next is chosen, there
+        are no blocks, or a prompt may come whose beginning is being computed. Who writes the last
+        token leaves out.
         """
-        writing = [c.sequence for c in step.decodes if c.sequence.status is Status.RUNNING]
-        if step.prefills or len(writing) < len(self.running) or self._may_admit():
+        if step.prefills and self._may_admit():
             return None
-        if any(sequence.params.uses_history for sequence in writing):
-            return None
+        launched = {chunk.sequence.id: chunk for chunk in step.chunks}
+        writing, reading = [], []
+        for sequence in self.running:
+            chunk = launched.get(sequence.id)
+            if chunk is not None and chunk.samples:
+                writing.append(sequence)
+            else:
+                reading.append((sequence, sequence.num_computed if chunk is None else chunk.stop))
         going_on = [s for s in writing if len(s.token_ids) + 1 < s.limit]
-        if not going_on or not self.cache.extend_all(going_on, 1):
+        looks_back = any(sequence.params.uses_history for sequence in going_on)
+        if looks_back or not self.cache.extend_all(going_on, 1):
             return None
         newest = [(sequence, len(sequence.token_ids)) for sequence in going_on]
-        return Step((), tuple(Chunk(s, index, index + 1) for s, index in newest), follows=True)
+        prefills = self._schedule_prefills(reading, self.max_batch_tokens - len(newest))
+        decodes = tuple(Chunk(sequence, index, index + 1) for sequence, index in newest)
+        return Step(prefills, decodes, follows=True) if prefills or decodes else None
 
     def launch(self, step: Step) -> None:
         """Notes that a step is on its way; every chunk of it must be completed."""
@@ -186,6 +184,23 @@ class Scheduler:
                 decodes.append(Chunk(sequence, newest, newest + 1))
         return decodes
 
+    def _schedule_prefills(
+        self, reading: list[tuple[Sequence, int]], budget: int
+    ) -> tuple[Chunk, ...]:
+        """Chunks of running prompts, from where each has got to, then of those that wait."""
+        chunks: list[Chunk] = []
+        for sequence, start in reading:
+            chunk = _prompt_chunk(sequence, start, budget)
+            if chunk is not None:
+                chunks.append(chunk)
+                budget -= chunk.stop - chunk.start
+        while budget > 0 and self._admit_next():
+            chunk = _prompt_chunk(self.running[-1], self.running[-1].num_computed, budget)
+            assert chunk is not None, "an admitted sequence has at least one token to compute"
+            chunks.append(chunk)
+            budget -= chunk.stop - chunk.start
+        return tuple(chunks)
+
     def _make_room(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
         while not self.cache.extend(sequence):
             youngest = self.running[-1]
@@ -226,8 +241,6 @@ def _is_writing(sequence: Sequence) -> bool:
     return sequence.num_generated > 0 and len(sequence.token_ids) - sequence.num_computed == 1
 
 
-def _prompt_chunk(sequence: Sequence, budget: int) -> Chunk | None:
-    count = min(len(sequence.token_ids) - sequence.num_computed, budget)
-    if count < 1:
-        return None
-    return Chunk(sequence, sequence.num_computed, sequence.num_computed + count)
+def _prompt_chunk(sequence: Sequence, start: int, budget: int) -> Chunk | None:
+    count = min(len(sequence.token_ids) - start, budget)
+    return Chunk(sequence, start, start + count) if count > 0 else None

@@ -4,9 +4,9 @@ Whoever waits for an output runs the next step; with asynchronous callers a thre
 does. New and aborted requests wait in a queue for the end of the running step, so that nobody waits
 for a step just to ask, and then share the next one.
 
-Where the runner can do that, the next step of the same answers is launched before the tokens of
-this one are read: what the host does then costs the device no time. An answer that turns out to
-have ended has one token too many on its way, which is dropped.
+Where the runner can do that, the next step is launched before the tokens of this one are read: what
+the host does then costs the device no time. An answer that turns out to have ended has one token
+too many on its way, which is dropped.
 """
 
 import threading
@@ -198,13 +198,12 @@ class StepLoop:
         self._land()
 
     def _launch(self, step: Step) -> None:
-        launched: Launched
         try:
-            launched = self.runner.begin(step)
+            flight = _Flight(step, self.runner.begin(step))
         except Exception as error:
-            launched = _Broken(error)
+            flight = _Flight(step, _Broken(error), is_last=True)
         self.scheduler.launch(step)
-        self._flights.append(_Flight(step, launched))
+        self._flights.append(flight)
 
     def _collect(self, flight: _Flight) -> None:
         """Reads the tokens; whatever stops the model ends the requests of this step, no others."""
