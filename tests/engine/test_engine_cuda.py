@@ -7,6 +7,7 @@ from PIL import Image
 
 from internvl2.checkpoint.store import load_model
 from internvl2.engine.engine import Engine, EngineOptions
+from internvl2.engine.prepared import prepare
 from internvl2.engine.sequence import SamplingParams
 from internvl2.processing.conversation import Message, Picture
 from internvl2.processing.processor import Processor
@@ -17,8 +18,13 @@ OPTIONS = EngineOptions(max_context=1024, cache_tokens=8192, max_sequences=8)
 GREEDY = SamplingParams(max_tokens=24)
 
 
-def engine_of(directory, device: str, dtype: torch.dtype, options=OPTIONS) -> Engine:
+def engine_of(
+    directory, device: str, dtype: torch.dtype, options=OPTIONS, *, is_fused: bool = False
+) -> Engine:
     model = load_model(directory, device=device, dtype=dtype)
+    if is_fused:
+        model = prepare(model)
+        assert model.decoder.kernels.paged_decode is not None
     return Engine(model, Processor.from_directory(directory, model.config), options)
 
 
@@ -41,21 +47,24 @@ def conversations():
     ]
 
 
+@pytest.mark.parametrize("is_fused", [False, True])
 @pytest.mark.parametrize("case", ["A_internlm2", "B_qwen2"])
-def test_greedy_tokens_on_the_gpu_are_those_of_the_cpu(recording, case):
+def test_greedy_tokens_on_the_gpu_are_those_of_the_cpu(recording, case, is_fused):
     directory = recording(case).checkpoint
     with engine_of(directory, "cpu", torch.float32) as on_cpu:
         expected = [a.token_ids for a in on_cpu.generate(conversations(), GREEDY)]
-    with engine_of(directory, "cuda", torch.float32) as on_gpu:
+    with engine_of(directory, "cuda", torch.float32, is_fused=is_fused) as on_gpu:
         together = [a.token_ids for a in on_gpu.generate(conversations(), GREEDY)]
         alone = [on_gpu.answer(c, GREEDY).token_ids for c in conversations()]
     assert together == expected
     assert alone == expected
 
 
+@pytest.mark.parametrize("is_fused", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_every_format_answers_a_mixed_batch(recording, dtype):
-    with engine_of(recording("A_internlm2").checkpoint, "cuda", dtype) as engine:
+def test_every_format_answers_a_mixed_batch(recording, dtype, is_fused):
+    directory = recording("A_internlm2").checkpoint
+    with engine_of(directory, "cuda", dtype, is_fused=is_fused) as engine:
         answers = engine.generate(conversations(), SamplingParams(max_tokens=8, ignore_eos=True))
     assert [len(a.token_ids) for a in answers] == [8] * 4
 
