@@ -46,6 +46,12 @@ class Decoder(nn.Module):
             x = layer(x, rotate, attend)
         return self.norm(x)
 
+    def scores(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocab"]:
+        """What the head gives for each token of the vocabulary."""
+        if len(hidden) == 1 and self.kernels.head is not None:
+            return self.kernels.head(hidden, self.head.weight, None)
+        return self.head(hidden)
+
     def use(self, kernels: FusedKernels) -> None:
         """From now on computes with these kernels, which have no gradients."""
         self.kernels = kernels

@@ -45,6 +45,9 @@ def fuse(decoder: Decoder, choice: KernelChoice, *, is_whole: bool = True) -> No
         if attention
         else None,
         paged_decode=_chosen(choice, trials.paged_decode(), _paged_decode),
+        head=_chosen(choice, trials.head(), _row_product)
+        if type(decoder.head) is nn.Linear
+        else None,
     )
     if is_whole and trials.has_plain_products and kernels.turn_and_store:
         kernels = replace(kernels, row=_chosen(choice, trials.row(kernels), _row))
@@ -164,6 +167,16 @@ class _Trials:
         case = (dim, inner, mlp.down.in_features)
         return Trial("products with one row", fused, plain, inputs, case, must_be_faster=True)
 
+    def head(self) -> Trial:
+        head = self.decoder.head
+
+        def fused(hidden: Tensor) -> Tensor:
+            return _row_product()(hidden, head.weight, None)
+
+        case = tuple(head.weight.shape)
+        hidden = (self._random(1, case[1]),)
+        return Trial("the head", fused, head, hidden, case, must_be_faster=True)
+
     def _plain_turn(
         self, product: Tensor, cache: Tensor, slots: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -218,6 +231,12 @@ def _paged_decode() -> Callable[..., Tensor]:
     from internvl2.model.triton_kernels.paged_decode import paged_decode
 
     return paged_decode
+
+
+def _row_product() -> Callable[..., Tensor]:
+    from internvl2.model.triton_kernels.row_product import row_product
+
+    return row_product
 
 
 def _row() -> RowKernels:

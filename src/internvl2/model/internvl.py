@@ -93,7 +93,7 @@ class InternVL(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocab"]:
         """Scores of every token of the vocabulary, in fp32."""
-        return self.decoder.head(hidden).float()
+        return self.decoder.scores(hidden).float()
 
     def _visual_rows(self, tokens: Int[Tensor, " tokens"]) -> Int[Tensor, " places"]:
         if self.config.image_token_id is None:

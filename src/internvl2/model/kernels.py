@@ -39,6 +39,8 @@ class FusedKernels:
     """`triton_kernels.paged_decode`."""
     row: RowKernels | None = None
     """For steps of one token, where they are faster."""
+    head: Callable[..., Tensor] | None = None
+    """`triton_kernels.row_product` for the head, where that is faster."""
 
     def within(self, attend: Attention) -> Attention:
         """The same attention with the kernel for single tokens, where it is over a cache."""

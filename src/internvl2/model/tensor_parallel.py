@@ -188,7 +188,7 @@ class DividedInternVL(InternVL):
         """Scores of every token of the vocabulary, in fp32, alike in all processes."""
         vocab = self.config.decoder.vocab_size
         most = -(-vocab // self.share.size)
-        own = self.decoder.head(hidden)
+        own = self.decoder.scores(hidden)
         everyone = self.peers.gather(F.pad(own, (0, most - own.shape[1])))
         pattern = "(ranks rows) most -> rows (ranks most)"
         return rearrange(everyone, pattern, ranks=self.share.size)[:, :vocab].float()

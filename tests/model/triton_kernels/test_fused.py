@@ -60,7 +60,8 @@ def decode_step(
     span = DecodeSpan(0, tables, lengths, LENGTHS[:rows])
     attend = PagedAttention(keys, values, slots, (), span)
     x = decoder.embedding(torch.tensor([5, 6, 7], device=device)[:rows])
-    return [decoder(x, Positions(index, lengths), attend), keys, values]
+    hidden = decoder(x, Positions(index, lengths), attend)
+    return [hidden, decoder.scores(hidden), keys, values]
 
 
 def assert_close(found: Tensor, wanted: Tensor) -> None:
