@@ -54,4 +54,5 @@ class Conditions:
         if self.load_s is None:
             return f"{first}\n{second}"
         rate = self.weight_gb / self.load_s
-        return f"{first}\n{second}\nready after {self.load_s:.1f} s, {rate:.2f} GB/s of weights"
+        third = f"loaded in {self.load_s:.1f} s, {rate:.2f} GB/s of weights"
+        return f"{first}\n{second}\n{third}"

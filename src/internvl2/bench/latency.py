@@ -13,8 +13,8 @@ from internvl2.engine.engine import Engine, EngineOptions
 from internvl2.processing.conversation import Conversation
 from internvl2.processing.resize import Arithmetic
 
-ALONE = EngineOptions(max_sequences=1, prefix_reuse=False, vision_cache_bytes=0, tile_cache_bytes=0)
-"""Nothing is kept from one round to the next."""
+ALONE = EngineOptions(prefix_reuse=False, vision_cache_bytes=0, tile_cache_bytes=0)
+"""The usual sizes; nothing is kept from one round to the next."""
 ARITHMETICS: tuple[Arithmetic, ...] = ("exact", "fast")
 
 
