@@ -93,8 +93,8 @@ def test_options_without_sense_are_refused(chat_complaint: Complaint, option: st
     [
         (
             "",
-            "a command is missing; known: chat, generate, info, convert, train, eval, data, "
-            "migrate; "
+            "a command is missing; known: chat, generate, info, convert, train, eval, bench, "
+            "data, migrate; "
             "see internvl2 --help",
         ),
         ("chat --bogus hi", "unknown option --bogus; see internvl2 chat --help"),
