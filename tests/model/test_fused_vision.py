@@ -1,7 +1,6 @@
 """A tower with fused kernels computes what it computes without them, at every shape."""
 
 import logging
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from internvl2.model.vision_kernels import PLAIN
 SIDE = 56
 SMALL = VisionConfig(48, 3, 4, 96, SIDE)
 LARGE = VisionConfig(48, 3, 4, 96, SIDE, qk_norm=True, norm="rms_norm", qkv_bias=False)
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
@@ -40,7 +38,7 @@ def assert_close(found, wanted):
     assert error <= TOLERANCE[wanted.dtype] * wanted.double().abs().max()
 
 
-@needs_triton
+@pytest.mark.triton
 @pytest.mark.compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("config", [SMALL, LARGE], ids=["layer norms", "RMS norms"])
