@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from internvl2.engine.activations import StepSizes, step_bytes
+from internvl2.engine.decoding import DecodeShape
 from internvl2.engine.graphs import CallAgain, Graphs
 from internvl2.engine.sequence import SamplingParams
+from internvl2.engine.tile_encoder import TowerRun
 from internvl2.processing.conversation import Message
 
 
@@ -46,11 +48,20 @@ def test_warming_up_records_every_batch_size_the_largest_first(make_engine, monk
         "_record",
         lambda self, key, work: (recorded.append(key), record(self, key, work))[1],
     )
-    engine = make_engine(recorder=CallAgain(), max_sequences=20)
+    engine = make_engine(recorder=CallAgain(), max_sequences=20, vision_tiles=5)
     engine.warm_up()
-    assert [key.rows for key in recorded] == [24, 16, 8, 4, 2, 1]
+    steps = [key.rows for key in recorded if isinstance(key, DecodeShape)]
+    assert steps == [24, 16, 8, 4, 2, 1]
+    assert [key.tiles for key in recorded if isinstance(key, TowerRun)] == [5, 4, 3, 2, 1]
+    recorded.clear()
     engine.warm_up(SamplingParams(temperature=0.7, top_p=0.9))
-    assert [key.rows for key in recorded] == [24, 16, 8, 4, 2, 1] * 2
+    assert [key.rows for key in recorded] == [24, 16, 8, 4, 2, 1]
+
+
+def test_pictures_that_do_not_fit_are_not_warmed_up_for(make_engine):
+    engine = make_engine(recorder=CallAgain(), max_sequences=1, max_context=16)
+    engine.warm_up()
+    assert engine.runner.vision.num_encoded == 2 * (1 + 2 + 3)
 
 
 def test_an_engine_that_records_nothing_has_nothing_to_warm_up(make_engine):

@@ -15,14 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
 from internvl2 import device as devices
 from internvl2.checkpoint.config_files import read_config
 from internvl2.checkpoint.hub import EMBEDDED, locate
 from internvl2.engine.answer_text import AnswerText
 from internvl2.engine.batch import Answered, Batch, Work
 from internvl2.engine.batch_sizes import sizes_up_to
+from internvl2.engine.blank_prompts import shortest_prompt, tower_prompts
 from internvl2.engine.chat import Chat
 from internvl2.engine.engine_options import EngineOptions
 from internvl2.engine.follower import StoredModel
@@ -97,6 +96,7 @@ class Engine:
         )
         if request.records:
             recorder = CudaRecorder(weight.device)
+        self._most_tiles = runner_options.vision_tiles
         self.runner = runner_of(model, runner_options, recorder, team)
         self._loop = StepLoop(self.scheduler, self.runner)
         self._ids = itertools.count()
@@ -274,7 +274,7 @@ class Engine:
             self.abort(sequence.id)
 
     def warm_up(self, params: SamplingParams | None = None) -> None:
-        """Has steps of every batch size recorded now, so that no answer has to wait for that.
+        """Has steps of every batch size and the tower's small runs recorded, so that no answer waits.
 
         For requests like those to come: steps that draw tokens are recorded apart. Where nothing is
         recorded nothing happens.
@@ -285,7 +285,7 @@ class Engine:
         most = self.scheduler.max_sequences
         for rows in sizes_up_to(most):
             inbox: Inbox = Inbox()
-            prompts = [_shortest_prompt(self)] * min(rows, most)
+            prompts = [shortest_prompt(self.model.config)] * min(rows, most)
             running = {self.submit(prompt, like, inbox.put).id for prompt in prompts}
             while running:
                 item = self._loop.wait(inbox)
@@ -293,6 +293,9 @@ class Engine:
                     raise item.error
                 if item.finish_reason is not None:
                     running.remove(item.sequence_id)
+        one = replace(like, max_tokens=1)
+        for prompt in tower_prompts(self.model.config, self._most_tiles, self.scheduler.longest):
+            self.answer(prompt, one)
 
     def chat(
         self,
@@ -372,11 +375,6 @@ def _check_conversation(request: object) -> None:
                 f"a conversation has a {type(message).__name__} where a Message belongs; "
                 "from_openai and from_opengvlab read other forms"
             )
-
-
-def _shortest_prompt(engine: Engine) -> Prompt:
-    side = engine.model.config.tile_size
-    return Prompt([0], [False], np.zeros((0, side, side, 3), np.uint8))
 
 
 def _leading_ids(processor: Processor) -> tuple[int, ...]:
