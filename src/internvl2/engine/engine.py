@@ -274,7 +274,7 @@ class Engine:
             self.abort(sequence.id)
 
     def warm_up(self, params: SamplingParams | None = None) -> None:
-        """Has steps of every batch size and the tower's small runs recorded, so that no answer waits.
+        """Has steps of every batch size and the tower's small runs recorded: no answer waits then.
 
         For requests like those to come: steps that draw tokens are recorded apart. Where nothing is
         recorded nothing happens.
