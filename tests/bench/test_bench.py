@@ -178,3 +178,14 @@ def test_shapes_go_by_their_short_names():
     assert shape_of("2b") == shape_of("internvl2-2b") == shape_of("OpenGVLab/InternVL2-2B")
     with pytest.raises(ValueError, match="unknown model"):
         shape_of("3b")
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_limits_and_stays_below_them():
+    with random_engine("nano", device="cuda", options=latency.ALONE) as engine:
+        work = latency.Work(Subject(8), (Subject(8, picture=Size(640, 480)),), tokens=16, rounds=2)
+        rows = list(latency.measure(engine, work))
+    timed = [row for row in rows if not row.what.startswith("preprocessing")]
+    if rows[-1].limit is None:
+        pytest.skip("the makers' speeds of this GPU are not known")
+    assert all(row.share is not None and 0 < row.share < 1 for row in timed)

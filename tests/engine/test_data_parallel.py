@@ -180,3 +180,14 @@ def test_a_killed_process_loses_no_request():
 def test_what_keeps_an_engine_from_loading_is_raised():
     with pytest.raises(ValueError, match="fp8"):
         DataParallel.load(MODEL, count=2, device="cpu", quantize="fp8")
+
+
+@pytest.mark.gpu
+def test_engines_on_gpus_answer_as_one_does():
+    asked = conversations(12)
+    with Engine.load(MODEL, device="cuda", dtype="float32") as engine:
+        expected = [answer.token_ids for answer in engine.generate(asked, PARAMS)]
+    count = torch.cuda.device_count()
+    with DataParallel.load(MODEL, count=count, device="cuda", dtype="float32") as engines:
+        assert [facts.device for facts in engines.facts] == [f"cuda:{n}" for n in range(count)]
+        assert tokens_of(engines.answers(asked, PARAMS)) == expected

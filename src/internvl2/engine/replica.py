@@ -159,6 +159,9 @@ class _Desk:
 
 
 def _load(setup: Setup) -> Engine:
+    place = devices.pick(setup.device)
+    if place.index is not None:  # else the first device would hold a context of each process
+        torch.accelerator.set_device_index(place.index)
     return Engine.load(
         setup.model,
         adapter=setup.adapter,
