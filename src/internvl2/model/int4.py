@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -188,7 +187,7 @@ class Int4Linear(LowBitLinear):
     def _order(self) -> BlockOrder | RowOrder:
         return RowOrder() if self._has_rows else BlockOrder(self._block)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int4Linear":
         before, order = self.codes.device.type, self._order
         super()._apply(fn, recurse)
         if self._order != order and "meta" not in (before, self.codes.device.type):

@@ -13,12 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from internvl2.model.kernel_choice import KernelChoice, Trial
+from internvl2.model.kernel_choice import FIRST_CAPABILITY, KernelChoice, Trial
 from internvl2.model.low_bit import Fp8Linear
 from internvl2.model.low_bit_linear import Dequantized, LowBitLinear, Plan, Tiles, Vectors
 
-CAPABILITY = (8, 0)
-"""Of the oldest GPUs that Triton compiles for."""
 HEIGHTS = (2, 4, 8)
 """Outputs of a program that multiplies one row."""
 MOST_WARPS = 4
@@ -66,7 +64,7 @@ def vectors(inputs: int, codes_at_once: int) -> Sequence[Vectors]:
 
 def _has_kernels(linear: LowBitLinear) -> bool:
     device = linear.codes.device
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
         return False
     return linear.fits_kernels
 
