@@ -16,6 +16,8 @@ from torch import Tensor, nn
 class JoinsItself(Protocol):
     """A linear map in few bits, which knows how its numbers are put together with others'."""
 
+    out_features: int
+
     def joined(self, others: Sequence[Any]) -> nn.Module:
         """One map with the outputs of this one and of others of its kind, in this order."""
         ...
@@ -24,18 +26,17 @@ class JoinsItself(Protocol):
 class JoinedLinears(nn.Module):
     """Linear maps of the same states in one product."""
 
-    def __init__(self, linears: Sequence[nn.Linear], form: Callable[[nn.Linear], nn.Module]):
+    def __init__(
+        self,
+        linears: Sequence[nn.Linear | JoinsItself],
+        form: Callable[[nn.Linear], nn.Module],
+    ):
         """`form` decides how the joined map is held, unless maps in few bits decide themselves."""
         super().__init__()
-        first, self.widths = linears[0], [linear.out_features for linear in linears]
-        if isinstance(first, JoinsItself):
-            self.linear = first.joined(linears[1:])
-            return
-        joined = nn.Linear(first.in_features, sum(self.widths), bias=False, device="meta")
-        joined.weight = _joined([linear.weight for linear in linears])
-        if first.bias is not None:
-            joined.bias = _joined([linear.bias for linear in linears])
-        self.linear = form(joined)
+        self.widths = [linear.out_features for linear in linears]
+        plain = [linear for linear in linears if isinstance(linear, nn.Linear)]
+        few = [linear for linear in linears if not isinstance(linear, nn.Linear)]
+        self.linear = form(_one_map(plain)) if plain else few[0].joined(few[1:])
 
     def forward(self, x: Float[Tensor, "rows wide"]) -> Float[Tensor, "rows all"]:
         """What the maps give, one behind the other."""
@@ -91,6 +92,15 @@ def _can_join(module: nn.Module, in_few_bits: bool) -> bool:
     if kinds == {nn.Linear}:
         return True
     return in_few_bits and len(kinds) == 1 and isinstance(maps[0], JoinsItself)
+
+
+def _one_map(linears: Sequence[nn.Linear]) -> nn.Linear:
+    first, outputs = linears[0], sum(linear.out_features for linear in linears)
+    joined = nn.Linear(first.in_features, outputs, bias=False, device="meta")
+    joined.weight = _joined([linear.weight for linear in linears])
+    if first.bias is not None:
+        joined.bias = _joined([linear.bias for linear in linears])
+    return joined
 
 
 def _joined(parts: Sequence[Tensor]) -> nn.Parameter:
