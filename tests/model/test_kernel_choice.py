@@ -102,6 +102,7 @@ def test_a_plain_path_that_fails_is_an_error():
         KernelChoice().prepare(Trial("doubling", double, fails, (torch.ones(2),)))
 
 
+@pytest.mark.wrong_types
 def test_no_kernel_is_tried_on_gpus_that_triton_does_not_know(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
