@@ -109,4 +109,6 @@ class _Asking:
 
 
 def _turn(text: str) -> str:
-    return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    """As our template has it, without instructions."""
+    opening = "<|im_start|>system\n<|im_end|><|im_start|>user\n"
+    return f"{opening}{text}<|im_end|><|im_start|>assistant\n"

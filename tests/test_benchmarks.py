@@ -257,7 +257,7 @@ class LLM:
 
     def generate(self, requests, params, use_tqdm):
         for request in requests:
-            assert request["prompt"].startswith("<|im_start|>user")
+            assert request["prompt"].startswith("<|im_start|>system")
             assert ("<IMG_CONTEXT>" in request["prompt"]) == ("multi_modal_data" in request)
         output = SimpleNamespace(token_ids=[0] * params.max_tokens)
         return [SimpleNamespace(outputs=[output])] * len(requests)

@@ -52,14 +52,20 @@ class Subject:
         return replace(self, picture=None, frames=0)
 
     def conversation(self, tokenizer: Tokenizer, number: int) -> Conversation:
-        """Picture or frames, then the question."""
+        """Picture or frames, then the question.
+
+        There are no instructions before it: tokenizers differ most in what they make of those.
+        """
         text = Text(question(tokenizer, self.text_tokens, number))
+        return Message.system(""), Message.user(*self._media(number), text)
+
+    def _media(self, number: int) -> tuple[Picture | Video, ...]:
         if self.picture is not None:
-            return (Message.user(Picture(draw(self.picture, number)), text),)
-        if self.frames:
-            frames = tuple(draw_frames(self.frame, self.frames, number))
-            return (Message.user(Video(frames, num_frames=self.frames), text),)
-        return (Message.user(text),)
+            return (Picture(draw(self.picture, number)),)
+        if not self.frames:
+            return ()
+        frames = tuple(draw_frames(self.frame, self.frames, number))
+        return (Video(frames, num_frames=self.frames),)
 
 
 def draw(size: Size, number: int) -> Image.Image:
