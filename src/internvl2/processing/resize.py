@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from einops import rearrange
@@ -94,31 +94,6 @@ def shrink(image: Image.Image, side: int, arithmetic: Arithmetic) -> Image.Image
     return Image.fromarray(square[0])
 
 
-class _Plane(Protocol):
-    """Pixels that are resized one axis at a time."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width."""
-        ...
-
-    def part(self, axis: int, start: int, stop: int) -> Self:
-        """Some of the rows or columns."""
-        ...
-
-    def joined(self, parts: Sequence[Self], axis: int) -> Self:
-        """Parts one after the other."""
-        ...
-
-    def resized(self, axis: int, length: int) -> Self:
-        """With so many rows or columns."""
-        ...
-
-    def pixels(self) -> Pixels:
-        """The values."""
-        ...
-
-
 @dataclass(frozen=True)
 class _Picture:
     """Pillow's arithmetic."""
@@ -134,7 +109,9 @@ class _Picture:
         rows = (0, start, width, stop)
         return _Picture(self.image.crop(rows if axis == ROWS else (start, 0, stop, height)))
 
-    def joined(self, parts: Sequence["_Picture"], axis: int) -> "_Picture":
+    @classmethod
+    def joined(cls, parts: Sequence["_Picture"], axis: int) -> "_Picture":
+        """Parts one after the other."""
         height, width = parts[0].shape
         total = sum(part.shape[axis] for part in parts)
         whole = Image.new("RGB", (width, total) if axis == ROWS else (total, height))
@@ -142,7 +119,7 @@ class _Picture:
         for part in parts:
             whole.paste(part.image, (0, first) if axis == ROWS else (first, 0))
             first += part.shape[axis]
-        return _Picture(whole)
+        return cls(whole)
 
     def resized(self, axis: int, length: int) -> "_Picture":
         if self.shape[axis] == length:
@@ -168,14 +145,20 @@ class _Array:
     def part(self, axis: int, start: int, stop: int) -> "_Array":
         return _Array(self.values[start:stop] if axis == ROWS else self.values[:, start:stop])
 
-    def joined(self, parts: Sequence["_Array"], axis: int) -> "_Array":
-        return _Array(np.concatenate([part.values for part in parts], axis))
+    @classmethod
+    def joined(cls, parts: Sequence["_Array"], axis: int) -> "_Array":
+        """Parts one after the other."""
+        return cls(np.concatenate([part.values for part in parts], axis))
 
     def resized(self, axis: int, length: int) -> "_Array":
         return _Array(resample(self.values, axis, length))
 
     def pixels(self) -> Pixels:
         return self.values
+
+
+_Plane = _Picture | _Array
+"""Pixels that are resized one axis at a time, and cut and joined between."""
 
 
 def _num_pieces(old: tuple[int, int], new: tuple[int, int], threads: int) -> int:
@@ -215,7 +198,11 @@ def _fill_piece(place: Place, plane: _Plane, axis: int, start: int, stop: int) -
 
 
 def _joined(parts: Sequence[_Plane], axis: int) -> _Plane:
-    return parts[0] if len(parts) == 1 else parts[0].joined(parts, axis)
+    if len(parts) == 1:
+        return parts[0]
+    pictures = [part for part in parts if isinstance(part, _Picture)]
+    arrays = [part for part in parts if isinstance(part, _Array)]
+    return _Picture.joined(pictures, axis) if pictures else _Array.joined(arrays, axis)
 
 
 def _bounds(length: int, tiles: int, pieces: int) -> list[tuple[int, int]]:
