@@ -23,7 +23,8 @@ MOST_RECORDED = 16
 """Tiles: a picture of the usual twelve and its thumbnail, and a little more."""
 _SIZES = (1, 2, 3, 4, 5, 7, 9, 11, 13, MOST_RECORDED)
 
-Tiles = UInt8[np.ndarray, "tiles size size 3"]
+Tiles = UInt8[np.ndarray, "_ size size 3"]
+"""Of one picture, or a piece of it."""
 _Uploads = Callable[[Sequence[Tiles]], UInt8[Tensor, "tiles size size 3"]]
 """How pieces of a batch come to the device."""
 
