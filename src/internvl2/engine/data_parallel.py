@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -44,6 +44,7 @@ GRACE_SECONDS = 5.0
 """How long a process has to end by itself when it is told to."""
 
 
+@runtime_checkable
 class Process(Protocol):
     """What is asked of an engine's process."""
 
