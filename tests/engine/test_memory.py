@@ -15,6 +15,7 @@ from internvl2.engine.memory import (
     longest_context,
     plan,
 )
+from internvl2.model.tensor_parallel import Share
 
 CONFIG = InternVLConfig(
     VisionConfig(hidden_size=1024, num_layers=2, num_heads=16, intermediate_size=4096),
@@ -114,3 +115,15 @@ def test_a_smaller_dtype_is_offered_only_where_it_would_fit():
     with pytest.raises(NotEnoughMemory) as caught:
         make_plan(1, CPU, torch.float32, max_context=32768)
     assert "bfloat16" not in str(caught.value)
+
+
+def test_a_process_of_several_holds_its_share_of_weights_and_cache():
+    one, two, four = (
+        plan(CONFIG, torch.bfloat16, CUDA, 40 * GIB, REQUEST, share=share)
+        for share in (None, Share(0, 2), Share(0, 4))
+    )
+    assert two.bytes_per_token == one.bytes_per_token / 2
+    assert one.weight_bytes > 1.5 * two.weight_bytes > 1.5 * four.weight_bytes
+    with pytest.raises(NotEnoughMemory):
+        plan(CONFIG, torch.bfloat16, CUDA, 4 * GIB, REQUEST)
+    assert plan(CONFIG, torch.bfloat16, CUDA, 4 * GIB, REQUEST, share=Share(0, 4)).num_blocks
