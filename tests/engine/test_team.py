@@ -76,7 +76,6 @@ def test_a_closed_engine_lets_go_of_what_it_recorded(directory):
 
 
 @pytest.mark.wrong_types
-@pytest.mark.wrong_types
 def test_a_kernel_that_one_process_lacks_is_used_by_none():
     with torch.device("meta"):
         model = DividedInternVL(find("internvl2-1b").config, Share(0, 2))
