@@ -4,7 +4,6 @@ from internvl2.model.fused import fuse
 from internvl2.model.fused_vision import fuse_vision
 from internvl2.model.internvl import InternVL
 from internvl2.model.kernel_choice import KernelChoice
-from internvl2.model.low_bit_plans import plan_products
 from internvl2.model.packed import can_pack, pack_linears
 
 
@@ -17,5 +16,4 @@ def prepare(model: InternVL) -> InternVL:
         choice = KernelChoice()
         fuse(model.decoder, choice, is_whole=model.decoder.config == model.config.decoder)
         fuse_vision(model.vision, choice)
-        plan_products(model.decoder, choice)
     return model

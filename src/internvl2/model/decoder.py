@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from internvl2.config import DecoderConfig
 from internvl2.model.attention import Attention, PagedAttention
 from internvl2.model.initial import normal
-from internvl2.model.joined import JoinedLinears
+from internvl2.model.joined import JoinedLinears, row_matrix
 from internvl2.model.kernels import PLAIN, FusedKernels, RMSNorm, gated, gated_halves
 from internvl2.model.rotary import Positions, Rotary, Rotation
 
@@ -49,7 +49,7 @@ class Decoder(nn.Module):
     def scores(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocab"]:
         """What the head gives for each token of the vocabulary."""
         if len(hidden) == 1 and self.kernels.head is not None:
-            return self.kernels.head(hidden, self.head.weight, None)
+            return self.kernels.head(hidden, row_matrix(self.head))
         return self.head(hidden)
 
     def use(self, kernels: FusedKernels) -> None:
@@ -128,11 +128,11 @@ class DecoderLayer(nn.Module):
         assert row is not None
         assert states is not None
         assert opening is not None
-        x, product = row.normed(x, added, norms[0].weight, norms[0].eps, *states.matrix)
+        x, product = row.normed(x, added, norms[0].weight, norms[0].eps, states.matrix)
         out = self.attention.over_cache(product, rotate, attend)
-        added = row.product(out, self.attention.o.weight, None)
-        x, inner = row.gated(x, added, norms[1].weight, norms[1].eps, opening.matrix[0])
-        return x, row.product(inner, self.mlp.down.weight, None)
+        added = row.product(out, row_matrix(self.attention.o))
+        x, inner = row.gated(x, added, norms[1].weight, norms[1].eps, opening.matrix)
+        return x, row.product(inner, row_matrix(self.mlp.down))
 
 
 class DecoderAttention(nn.Module):

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from internvl2.model.attention import decode_attention
 from internvl2.model.decoder import Decoder, DecoderLayer
-from internvl2.model.joined import join_linears
+from internvl2.model.joined import has_row_matrix, join_linears, row_matrix
 from internvl2.model.kernel_choice import KernelChoice, Trial
 from internvl2.model.kernels import FusedKernels, RowKernels, gated, gated_halves
+from internvl2.model.low_bit_plans import plan_products
 from internvl2.model.rotary import Positions, Rotation
 from internvl2.model.spans import DecodeSpan
 
@@ -35,6 +36,7 @@ def fuse(decoder: Decoder, choice: KernelChoice, *, is_whole: bool = True) -> No
     has sums with others between the products, which then do not grow together.
     """
     join_linears(decoder.layers, in_few_bits=True)
+    plan_products(decoder.layers, choice)
     decoder.rotary.keep(decoder.embedding.weight.device)
     trials = _Trials.of(decoder)
     mlp, attention = trials.layer.mlp.joined, trials.layer.attention.joined
@@ -49,7 +51,7 @@ def fuse(decoder: Decoder, choice: KernelChoice, *, is_whole: bool = True) -> No
         if type(decoder.head) is nn.Linear
         else None,
     )
-    if is_whole and trials.has_plain_products and kernels.turn_and_store:
+    if is_whole and trials.has_row_matrices and kernels.turn_and_store:
         kernels = replace(kernels, row=_chosen(choice, trials.row(kernels), _row))
     decoder.use(kernels)
 
@@ -76,13 +78,10 @@ class _Trials:
         return cls(decoder, layer, *(width // attention.head_dim for width in widths[:2]))
 
     @property
-    def has_plain_products(self) -> bool:
-        """Whether every layer's matrices are joined, and held as files have them."""
+    def has_row_matrices(self) -> bool:
+        """Whether every layer's matrices are joined, and held in rows."""
         products = ("q, k, v", "o", "gate, up", "down")
-        counts = {
-            sum(isinstance(module, nn.Linear) for module in layer.modules())
-            for layer in self.decoder.layers
-        }
+        counts = {sum(map(has_row_matrix, layer.modules())) for layer in self.decoder.layers}
         return counts == {len(products)}
 
     def sum_norm(self) -> Trial:
@@ -144,7 +143,7 @@ class _Trials:
 
     def row(self, kernels: FusedKernels) -> Trial:
         attention, mlp = self.layer.attention, self.layer.mlp
-        dim, inner = attention.o.weight.shape
+        dim, inner = attention.o.out_features, attention.o.in_features
         norms = self.layer.attention_norm, self.layer.mlp_norm
         joined, opening = attention.joined, mlp.joined
         assert joined is not None
@@ -157,21 +156,21 @@ class _Trials:
             return first, joined(normed), second, opened, mlp.down(opened)
 
         def fused(x: Tensor, added: Tensor, out: Tensor) -> tuple[Tensor, ...]:
-            row, matrix = _row(), joined.matrix
-            first, states = row.normed(x, added, norms[0].weight, norms[0].eps, *matrix)
-            turned, matrix = row.product(out, attention.o.weight, None), opening.matrix
-            second, opened = row.gated(first, turned, norms[1].weight, norms[1].eps, matrix[0])
-            return first, states, second, opened, row.product(opened, mlp.down.weight, None)
+            row, (one, two) = _row(), norms
+            first, states = row.normed(x, added, one.weight, one.eps, joined.matrix)
+            turned = row.product(out, row_matrix(attention.o))
+            second, opened = row.gated(first, turned, two.weight, two.eps, opening.matrix)
+            return first, states, second, opened, row.product(opened, row_matrix(mlp.down))
 
         inputs = self._random(1, dim), self._random(1, dim), self._random(1, inner)
-        case = (dim, inner, mlp.down.in_features)
+        case = (dim, inner, mlp.down.in_features, type(mlp.down).__name__)
         return Trial("products with one row", fused, plain, inputs, case, must_be_faster=True)
 
     def head(self) -> Trial:
         head = self.decoder.head
 
         def fused(hidden: Tensor) -> Tensor:
-            return _row_product()(hidden, head.weight, None)
+            return _row_product()(hidden, row_matrix(head))
 
         case = tuple(head.weight.shape)
         hidden = (self._random(1, case[1]),)

@@ -5,11 +5,45 @@ starting a product does, and many are read from memory once instead of three tim
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class RowMatrix:
+    """A linear map as kernels for single rows read it: row by row, in numbers or codes."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scales: Tensor | None = None
+    """Of each output, where the weight is codes of 8 bits."""
+
+
+@runtime_checkable
+class HasRows(Protocol):
+    """A linear map in few bits whose codes lie in rows, on whatever device."""
+
+    @property
+    def matrix(self) -> RowMatrix:
+        """Codes, bias and scales."""
+        ...
+
+
+def row_matrix(linear: nn.Module) -> RowMatrix:
+    """The matrix of a map for which `has_row_matrix` is true."""
+    if isinstance(linear, nn.Linear):
+        return RowMatrix(linear.weight, linear.bias)
+    assert isinstance(linear, HasRows), type(linear)
+    return linear.matrix
+
+
+def has_row_matrix(module: nn.Module) -> bool:
+    """Whether a module is a single linear map that kernels for single rows can read."""
+    return not isinstance(module, JoinedLinears) and isinstance(module, nn.Linear | HasRows)
 
 
 @runtime_checkable
@@ -43,10 +77,9 @@ class JoinedLinears(nn.Module):
         return self.linear(x)
 
     @property
-    def matrix(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the one product, for maps that are held as files have them."""
-        assert isinstance(self.linear, nn.Linear), type(self.linear)
-        return self.linear.weight, self.linear.bias
+    def matrix(self) -> "RowMatrix":
+        """The one product as kernels for single rows read it."""
+        return row_matrix(self.linear)
 
     def split(self, x: Float[Tensor, "rows wide"]) -> tuple[Tensor, ...]:
         """What each of the maps gives."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from internvl2.config import Quantization
 from internvl2.model.int4 import Int4Linear
 from internvl2.model.internvl import InternVL
+from internvl2.model.joined import RowMatrix
 from internvl2.model.low_bit_linear import (
     SMALLEST_SCALE,
     LowBitLinear,
@@ -63,6 +64,11 @@ class Int8Linear(LowBitLinear):
         codes = (numbers / self.scales.float()[:, None]).round_().clamp_(-127, 127)
         self.codes.copy_(codes)
 
+    @property
+    def matrix(self) -> RowMatrix:
+        """Codes, bias and scales, for kernels that read them row by row."""
+        return RowMatrix(self.codes, self.bias, self.scales)
+
     def _plain(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
         if self._fits_cpu and rows.device.type == "cpu" and len(rows) <= INT8_ROWS:
             return torch.ops.aten._weight_int8pack_mm(rows, self.codes, self.scales)
@@ -106,6 +112,11 @@ class Fp8Linear(LowBitLinear):
         codes, scales = quantize_fp8(weight.detach().to(self.codes.device))
         self.codes.copy_(codes)
         self.scales.copy_(scales.T)
+
+    @property
+    def matrix(self) -> RowMatrix:
+        """Codes, bias and scales, for kernels that read them row by row."""
+        return RowMatrix(self.codes, self.bias, self.scales)
 
     def _plain(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
         codes, scales = quantize_fp8(rows)

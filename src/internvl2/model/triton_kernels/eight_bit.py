@@ -117,7 +117,7 @@ def _vector(
             is_inside = (column < inputs - start)[None, :]
             code = tl.load(codes_at + start, is_inside, 0.0, eviction_policy="evict_first")
             state = tl.load(x_at + start, is_inside, 0.0)
-        total += state.to(tl.float32) * _numbers(code)
+        total += state.to(tl.float32) * as_numbers(code)
     found = tl.sum(total, axis=1)
     is_output = output < outputs
     found *= tl.load(scales + output, is_output, 0.0).to(tl.float32)
@@ -174,13 +174,15 @@ def _tile(
 
 
 @triton.jit
-def _numbers(codes: tl.tensor) -> tl.tensor:
-    """The fp32 numbers of codes in int8 or fp8."""
+def as_numbers(codes: tl.tensor) -> tl.tensor:
+    """The fp32 numbers of codes in int8 or fp8, or of what is a number already."""
     if codes.dtype == tl.int8:
         # The bits of 1.5 * 2**23 + code, in which the last one counts 1.
         shifted = (codes.to(tl.int32) + 0x4B400000).to(tl.float32, bitcast=True)
         return shifted - 12582912.0
-    return codes.to(tl.float16).to(tl.float32)
+    if codes.dtype == tl.float8e4nv:
+        return codes.to(tl.float16).to(tl.float32)
+    return codes.to(tl.float32)
 
 
 @triton.jit

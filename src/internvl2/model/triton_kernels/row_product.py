@@ -2,7 +2,7 @@
 
 All the time goes into reading the matrix once. So each program reads whole rows of it, and what
 comes before and behind the product rides along: the sum with what the layer before added, its RMS
-norm, and the gate of an MLP.
+norm, and the gate of an MLP. Matrices in int8 or fp8 have a scale for each output.
 """
 
 import torch
@@ -10,6 +10,9 @@ import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
+
+from internvl2.model.joined import RowMatrix
+from internvl2.model.triton_kernels.eight_bit import as_numbers
 
 TILE = 1024
 """Most numbers of a row that are read at a time."""
@@ -21,12 +24,11 @@ FEW = 2048
 
 def row_product(
     x: Float[Tensor, "1 inputs"],
-    weight: Float[Tensor, "outputs inputs"],
-    bias: Float[Tensor, " outputs"] | None,
+    matrix: RowMatrix,
 ) -> Float[Tensor, "1 outputs"]:
     """As `F.linear`."""
-    out = x.new_empty(1, weight.shape[0])
-    _launch(x, (x, x, out), weight, bias, out, eps=0.0, is_normed=False, is_gated=False)
+    out = x.new_empty(1, len(matrix.weight))
+    _launch(x, (x, x, out), matrix, out, eps=0.0, is_normed=False, is_gated=False)
     return out
 
 
@@ -35,12 +37,11 @@ def normed_row_product(
     added: Float[Tensor, "1 inputs"],
     norm: Float[Tensor, " inputs"],
     eps: float,
-    weight: Float[Tensor, "outputs inputs"],
-    bias: Float[Tensor, " outputs"] | None,
+    matrix: RowMatrix,
 ) -> tuple[Float[Tensor, "1 inputs"], Float[Tensor, "1 outputs"]]:
     """The sum of two rows, and the product of its RMS norm."""
-    total, out = torch.empty_like(x), x.new_empty(1, weight.shape[0])
-    _launch(x, (added, norm, total), weight, bias, out, eps=eps, is_normed=True, is_gated=False)
+    total, out = torch.empty_like(x), x.new_empty(1, len(matrix.weight))
+    _launch(x, (added, norm, total), matrix, out, eps=eps, is_normed=True, is_gated=False)
     return total, out
 
 
@@ -49,11 +50,11 @@ def gated_row_product(
     added: Float[Tensor, "1 inputs"],
     norm: Float[Tensor, " inputs"],
     eps: float,
-    weight: Float[Tensor, "both inputs"],
+    matrix: RowMatrix,
 ) -> tuple[Float[Tensor, "1 inputs"], Float[Tensor, "1 inner"]]:
     """The same, of whose product the SiLU of the first half is multiplied with the second half."""
-    total, out = torch.empty_like(x), x.new_empty(1, weight.shape[0] // 2)
-    _launch(x, (added, norm, total), weight, None, out, eps=eps, is_normed=True, is_gated=True)
+    total, out = torch.empty_like(x), x.new_empty(1, len(matrix.weight) // 2)
+    _launch(x, (added, norm, total), matrix, out, eps=eps, is_normed=True, is_gated=True)
     return total, out
 
 
@@ -65,14 +66,14 @@ def rows_for(outputs: int, is_gated: bool) -> int:
 def _launch(
     x: Tensor,
     sum_norm: tuple[Tensor, Tensor, Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
+    matrix: RowMatrix,
     out: Tensor,
     *,
     eps: float,
     is_normed: bool,
     is_gated: bool,
 ) -> None:
+    weight, bias, scales = matrix.weight, matrix.bias, matrix.scales
     assert weight.is_contiguous(), "the kernel reads matrices without gaps"
     outputs = out.shape[1]
     rows = rows_for(outputs, is_gated)
@@ -80,6 +81,7 @@ def _launch(
         x,
         *sum_norm,
         weight,
+        out if scales is None else scales,
         out if bias is None else bias,
         out,
         eps,
@@ -89,6 +91,7 @@ def _launch(
         tile=min(TILE, triton.next_power_of_2(weight.shape[1])),
         is_normed=is_normed,
         is_gated=is_gated,
+        has_scales=scales is not None,
         has_bias=bias is not None,
         num_warps=4,
     )
@@ -101,6 +104,7 @@ def _product(
     norm: tl.tensor,
     total: tl.tensor,
     weight: tl.tensor,
+    scales: tl.tensor,
     bias: tl.tensor,
     out: tl.tensor,
     eps: float,
@@ -110,6 +114,7 @@ def _product(
     tile: tl.constexpr,
     is_normed: tl.constexpr,
     is_gated: tl.constexpr,
+    has_scales: tl.constexpr,
     has_bias: tl.constexpr,
 ) -> None:
     """Some outputs. The norm's divisor is one number, so the product need not wait for it."""
@@ -131,12 +136,17 @@ def _product(
             numbers = rounded.to(tl.float32)
             squares += numbers * numbers
             numbers *= tl.load(norm + column, mask=is_column, other=0.0).to(tl.float32)
-        part = tl.load(at + column[None, :], mask=is_read, other=0.0).to(tl.float32)
-        found += part * numbers[None, :]
+        part = tl.load(at + column[None, :], mask=is_read, other=0.0)
+        found += as_numbers(part) * numbers[None, :]
         if is_gated:
             ups = at + outputs * inputs + column[None, :]
-            beside += tl.load(ups, mask=is_read, other=0.0).to(tl.float32) * numbers[None, :]
-    result = tl.sum(found, 1)
+            part = tl.load(ups, mask=is_read, other=0.0)
+            beside += as_numbers(part) * numbers[None, :]
+    result, up = tl.sum(found, 1), tl.sum(beside, 1)
+    if has_scales:
+        result *= tl.load(scales + row, mask=is_row, other=0.0).to(tl.float32)
+        if is_gated:
+            up *= tl.load(scales + outputs + row, mask=is_row, other=0.0).to(tl.float32)
     kind = out.dtype.element_ty
     if is_normed:
         scale = tl.rsqrt(tl.sum(squares, 0) / inputs + eps)
@@ -147,5 +157,5 @@ def _product(
         # Rounded where plain PyTorch rounds.
         opening = result.to(kind).to(tl.float32)
         opened = (opening * tl.sigmoid(opening)).to(kind).to(tl.float32)
-        result = opened * (tl.sum(beside, 1) * scale).to(kind).to(tl.float32)
+        result = opened * (up * scale).to(kind).to(tl.float32)
     tl.store(out + row, result.to(kind), mask=is_row)
