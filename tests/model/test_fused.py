@@ -11,7 +11,8 @@ from internvl2.model import attention
 from internvl2.model.attention import PackedAttention, PagedAttention
 from internvl2.model.decoder import Decoder
 from internvl2.model.fused import fuse
-from internvl2.model.joined import JoinedLinears, join_linears
+from internvl2.model.int4 import Int4Linear
+from internvl2.model.joined import JoinedLinears, has_row_matrix, join_linears
 from internvl2.model.kernel_choice import KernelChoice
 from internvl2.model.kernels import FusedKernels
 from internvl2.model.low_bit import LINEARS, Int8Linear, stored_bytes
@@ -56,6 +57,8 @@ def test_maps_in_few_bits_are_joined_where_that_is_wanted(kind):
     assert model.layers[0].mlp.joined is None
     join_linears(model, in_few_bits=True)
     layer = model.layers[1]
+    counted = sum(map(has_row_matrix, layer.modules()))
+    assert counted == (0 if kind is Int4Linear else 4)
     assert type(layer.attention.joined.linear) is type(layer.mlp.joined.linear) is kind
     torch.testing.assert_close(hidden(model), wanted)
     assert stored_bytes(model) == count

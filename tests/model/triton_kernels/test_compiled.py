@@ -79,13 +79,16 @@ for dim in (896, 4096, 8192):
         num_warps=sum_norm.warps_for(triton.next_power_of_2(dim)),
     )
 for inputs, outputs, is_gated in ((896, 4864, True), (14336, 4096, False), (4096, 14336, True)):
-    compiled(
-        row_product._product,
-        dict.fromkeys(["x", "added", "norm", "total", "weight", "bias", "out"], "*bf16"),
-        [],
-        {"inputs": inputs, "outputs": outputs, "rows": row_product.rows_for(outputs, is_gated),
-         "tile": row_product.TILE, "is_normed": is_gated, "is_gated": is_gated, "has_bias": True},
-    )
+    pointers = ["x", "added", "norm", "total", "weight", "scales", "bias", "out"]
+    for numbers in ("*bf16", "*i8", "*fp8e4nv"):
+        compiled(
+            row_product._product,
+            dict.fromkeys(pointers, "*bf16") | {"weight": numbers},
+            [],
+            {"inputs": inputs, "outputs": outputs, "rows": row_product.rows_for(outputs, is_gated),
+             "tile": row_product.TILE, "is_normed": is_gated, "is_gated": is_gated,
+             "has_scales": numbers != "*bf16", "has_bias": True},
+        )
 compiled(gate._gate, {"product": "*bf16", "out": "*bf16"}, [], {"inner": 4864, "tile": gate.TILE})
 for dim, inner, is_centred in ((1024, 4096, True), (3200, 12800, False)):
     width = triton.next_power_of_2(dim)
@@ -115,7 +118,7 @@ def test_kernels_compile_for_hopper_and_spill_nothing(monkeypatch):
     run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
-    assert len(lines) == 25
+    assert len(lines) == 31
     for line in lines:
         usage = re.search(r"REG:(\d+) STACK:(\d+)", line)
         assert usage, line

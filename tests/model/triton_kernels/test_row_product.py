@@ -5,6 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from internvl2.model.joined import RowMatrix
+from internvl2.model.low_bit import Fp8Linear, Int8Linear
+
 pytestmark = pytest.mark.compiled
 
 BOUND = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
@@ -30,7 +33,7 @@ def test_a_product(device, dtype, biased, inputs, outputs):
 
     x, weight = random(device, dtype, 1, inputs), random(device, dtype, outputs, inputs)
     bias = random(device, dtype, outputs) if biased else None
-    assert_close(row_product(x, weight, bias), F.linear(x, weight, bias))
+    assert_close(row_product(x, RowMatrix(weight, bias)), F.linear(x, weight, bias))
 
 
 def test_programs_of_many_outputs(device, monkeypatch):
@@ -38,7 +41,7 @@ def test_programs_of_many_outputs(device, monkeypatch):
 
     monkeypatch.setattr(row_product, "FEW", 4)
     x, weight = random(device, torch.float32, 1, 96), random(device, torch.float32, 11, 96)
-    assert_close(row_product.row_product(x, weight, None), F.linear(x, weight))
+    assert_close(row_product.row_product(x, RowMatrix(weight, None)), F.linear(x, weight))
 
 
 @pytest.mark.parametrize("dtype", BOUND)
@@ -48,7 +51,7 @@ def test_a_product_of_a_normed_sum(device, dtype, inputs, outputs):
 
     x, added, norm = random(device, dtype, 3, inputs).split(1)
     weight, bias = random(device, dtype, outputs, inputs), random(device, dtype, outputs)
-    total, out = normed_row_product(x, added, norm[0], 1e-5, weight, bias)
+    total, out = normed_row_product(x, added, norm[0], 1e-5, RowMatrix(weight, bias))
     assert_close(total, x + added)
     assert_close(out, F.linear(F.rms_norm(total, (inputs,), norm[0], 1e-5), weight, bias))
 
@@ -60,8 +63,33 @@ def test_a_gated_product_of_a_normed_sum(device, dtype, inputs, outputs):
 
     x, added, norm = random(device, dtype, 3, inputs).split(1)
     weight = random(device, dtype, 2 * outputs, inputs) / 8
-    total, out = gated_row_product(x, added, norm[0], 1e-5, weight)
+    total, out = gated_row_product(x, added, norm[0], 1e-5, RowMatrix(weight, None))
     normed = F.rms_norm(total, (inputs,), norm[0], 1e-5)
     opening, up = F.linear(normed, weight).chunk(2, dim=-1)
     assert_close(total, x + added)
+    assert_close(out, F.silu(opening) * up)
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Fp8Linear])
+@pytest.mark.parametrize(("inputs", "outputs"), [(896, 16), (96, 32)])
+def test_products_with_codes_of_eight_bits(device, kind, inputs, outputs):
+    from internvl2.model.triton_kernels.row_product import normed_row_product, row_product
+
+    bias = random(device, torch.float32, outputs)
+    few = kind(random(device, torch.float32, outputs, inputs), bias)
+    x, added, norm = random(device, torch.float32, 3, inputs).split(1)
+    assert_close(row_product(x, few.matrix), F.linear(x, few.weight, bias))
+    total, out = normed_row_product(x, added, norm[0], 1e-5, few.matrix)
+    assert_close(out, F.linear(F.rms_norm(total, (inputs,), norm[0], 1e-5), few.weight, bias))
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Fp8Linear])
+def test_gated_products_with_codes_of_eight_bits(device, kind):
+    from internvl2.model.triton_kernels.row_product import gated_row_product
+
+    few = kind(random(device, torch.bfloat16, 64, 896) / 8, None)
+    x, added, norm = random(device, torch.bfloat16, 3, 896).split(1)
+    total, out = gated_row_product(x, added, norm[0], 1e-5, few.matrix)
+    normed = F.rms_norm(total, (896,), norm[0], 1e-5)
+    opening, up = F.linear(normed, few.weight).chunk(2, dim=-1)
     assert_close(out, F.silu(opening) * up)

@@ -140,8 +140,7 @@ def _product(
         found += as_numbers(part) * numbers[None, :]
         if is_gated:
             ups = at + outputs * inputs + column[None, :]
-            part = tl.load(ups, mask=is_read, other=0.0)
-            beside += as_numbers(part) * numbers[None, :]
+            beside += as_numbers(tl.load(ups, mask=is_read, other=0.0)) * numbers[None, :]
     result, up = tl.sum(found, 1), tl.sum(beside, 1)
     if has_scales:
         result *= tl.load(scales + row, mask=is_row, other=0.0).to(tl.float32)
