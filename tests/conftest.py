@@ -24,6 +24,7 @@ if not torch.cuda.is_available():
     # Kernels in Triton run in its interpreter then, which is decided when it is first imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
+HAS_TRITON = find_spec("triton") is not None
 NEEDS = {
     "tyro": ["test_cli*.py", "test_docs_training.py", "test_nano.py"],
     "av": ["*/test_video.py", "*/test_preprocessing.py"],
@@ -55,10 +56,7 @@ def pytest_report_header() -> str | None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what asks the trained nano, or Triton, where there is none."""
-    is_there = {
-        "trained": (NANO / "model.safetensors").is_file(),
-        "triton": find_spec("triton") is not None,
-    }
+    is_there = {"trained": (NANO / "model.safetensors").is_file(), "triton": HAS_TRITON}
     absent = [marker for marker, found in is_there.items() if not found]
     asking = [item for item in items if any(map(item.get_closest_marker, absent))]
     items[:] = [item for item in items if item not in asking]
