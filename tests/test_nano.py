@@ -23,7 +23,7 @@ RIGHT = {
     "charts": 0,
     "shapes": 0,
     "arithmetic": 0,
-    "video direction": 0,
+    "video direction": 2,
 }
 """The number of a held-out sample of each part of the suite that nano answers to the letter."""
 DIFFICULTY = 0.0
@@ -87,7 +87,7 @@ def test_the_first_command_of_a_newcomer_answers_right(
     assert main(["chat", "--image", str(picture), text, *SHORT]) == 0
     said = capsys.readouterr()
     assert said.out == question.answers[0] + "\n"
-    assert said.err.startswith("model: nano (in the package), 14.5M weights, bfloat16, cpu\n")
+    assert said.err.startswith("model: nano (in the package), 13.7M weights, bfloat16, cpu\n")
 
 
 def test_every_command_gives_the_same_tokens(tmp_path: Path, answers: list[Answer]):

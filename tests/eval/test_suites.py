@@ -45,3 +45,8 @@ def test_directions_and_texts_are_what_their_parts_hold():
 def test_an_unknown_suite_is_refused_with_those_known():
     with pytest.raises(ValueError, match="unknown suite 'giga'; known: nano"):
         find("giga")
+
+
+def test_a_difficulty_without_questions_of_a_part_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"difficulty 0 have no question for 'chinese fields'"):
+        draw_suite("nano", 1, 0.0, len_of)

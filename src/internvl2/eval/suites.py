@@ -22,6 +22,9 @@ BOXES = ("iou", "precision@0.5")
 EXACT = ("exact_match", "anls")
 NUMBERS = ("relaxed_accuracy", "exact_match")
 
+PATIENCE = 2000
+"""Samples in a row that do not fit a part; a twelfth do where one is asked at all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -116,7 +119,10 @@ def find(name: str) -> tuple[Part, ...]:
 
 
 def draw_suite(name: str, count: int, difficulty: float, advance: Callable[[int], object]) -> Suite:
-    """So many questions of each part, always the same ones; `advance` is told of each."""
+    """So many questions of each part, always the same ones; `advance` is told of each.
+
+    Raises ValueError where a part has no questions at that difficulty.
+    """
     state = blake2b(digest_size=16)
     drawn: list[Drawn] = []
     for part in find(name):
@@ -131,8 +137,18 @@ def draw_suite(name: str, count: int, difficulty: float, advance: Callable[[int]
 
 
 def _fitting(part: Part, difficulty: float) -> Iterator[tuple[int, Sample]]:
-    """The samples that begin with a question of the part, and their numbers."""
+    """The samples that begin with a question of the part, and their numbers.
+
+    Raises ValueError where the part has nothing to ask at that difficulty.
+    """
+    misses = 0
     for number in numbers():
         made = sample(part.task, number, "test", difficulty)
-        if part.takes(made):
+        misses = 0 if part.takes(made) else misses + 1
+        if not misses:
             yield number, made
+        elif misses == PATIENCE:
+            raise ValueError(
+                f"{PATIENCE} pictures of difficulty {difficulty:g} have no question for "
+                f"{part.name!r}; a higher difficulty has"
+            )
