@@ -10,7 +10,7 @@ import pytest
 from internvl2.train.migrate.migration import SOURCES, Migration, migrate
 from internvl2.train.migrate.verdicts import Kind
 from internvl2.train.migrate.writing import recipe_text, report
-from internvl2.train.recipe import DataSource, Lora, Recipe
+from internvl2.train.recipe import DataSource, Freeze, Lora, Recipe
 
 FOLDER = Path(__file__).parent / "sources"
 NAMES = sorted(path.name for path in FOLDER.iterdir())
@@ -313,6 +313,45 @@ def test_swift_without_a_longest_sample_says_what_is_taken():
     assert migrate(packed, "x").recipe.packing.tokens == 4096
 
 
+SWIFT_2 = """
+swift sft --model_type internvl2-2b --model_revision master --dtype bf16 --sft_type full \\
+    --model_id_or_path models/InternVL2-2B --custom_train_dataset_path train.jsonl \\
+    --custom_val_dataset_path held-out.jsonl --batch_size 2 --eval_batch_size 1 \\
+    --gradient_accumulation_steps 4 --train_dataset_sample -1 --lazy_tokenize true \\
+    --preprocess_num_proc 4 --use_flash_attn true --deepspeed default-zero2
+"""
+
+
+def test_full_training_with_swift_2_goes_over():
+    found = migrate(SWIFT_2, "x")
+    recipe = found.recipe
+    assert found.is_complete
+    assert recipe.model == "models/InternVL2-2B"
+    assert [source.path for source in recipe.data] == ["train.jsonl"]
+    assert [source.path for source in recipe.validation.data] == ["held-out.jsonl"]
+    assert recipe.packs_per_step == 4
+    assert (recipe.packing.tokens, recipe.optimizer.max_grad_norm) == (2048, 0.5)
+    assert recipe.freeze == Freeze(vision=False)
+
+
+def test_adapters_of_swift_2_go_over_by_the_type_of_their_model():
+    options = "--quantization_bit 4 --lora_target_modules ALL --lora_dropout_p 0.1 --max_length -1"
+    found = migrate(f"swift sft --model_type internvl2-8b --sft_type lora {options}", "x")
+    recipe = found.recipe
+    assert found.is_complete
+    assert (recipe.model, recipe.quantize) == ("internvl2-8b", "nf4")
+    assert recipe.lora == Lora(decoder_rank=8, alpha=32.0, dropout=0.1)
+    assert recipe.freeze == Freeze(projector=True)
+    assert recipe.packing.tokens == 8192
+
+
+def test_adapters_of_swift_2_on_some_matrices_have_no_counterpart():
+    options = "--sft_type lora --lora_target_modules DEFAULT --train_dataset_sample 500"
+    found = migrate(f"swift sft --model_type internvl2-2b {options}", "x")
+    assert fates(found)["--lora_target_modules"] == Kind.MISSING
+    assert fates(found)["--train_dataset_sample"] == Kind.MISSING
+
+
 def test_a_set_of_a_hub_must_be_downloaded_first():
     found = migrate("swift sft --model InternVL2-2B --dataset a/b#500 --system Hello", "x")
     assert fates(found)["--dataset"] == Kind.MISSING
@@ -358,7 +397,7 @@ def test_flags_in_a_file_that_a_command_names_are_read(tmp_path: Path):
     [
         ("echo hello", "there is no training command; what is read is a shell script"),
         ("swift sft --model a\nswift sft --model b", r"2 training commands \(lines 1, 2\)"),
-        ("swift sft --model_type a", "x names no model: model is missing"),
+        ("swift sft --tuner_type lora", "x names no model: model is missing"),
         ("stage: sft\ncutoff_len: 2", "x names no model: model_name_or_path is missing"),
         ("swift sft --model m --learning_rate fast", "--learning_rate is 'fast'; a number"),
         ("swift sft --model m --learning_rate 0", "x: optimizer.learning_rate is 0.0; it must"),

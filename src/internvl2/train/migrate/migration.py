@@ -9,6 +9,7 @@ from internvl2.train.migrate import llama_factory, official, paddlemix, swift
 from internvl2.train.migrate.command import Kind as SourceKind
 from internvl2.train.migrate.flags import Flag, Flags, default
 from internvl2.train.migrate.sources import Given, read_source
+from internvl2.train.migrate.swift_2 import as_version_3
 from internvl2.train.migrate.verdicts import Kind, Rule, Setting, Verdict, missing, needless
 from internvl2.train.recipe import Recipe
 from internvl2.train.recipe_file import fill
@@ -24,13 +25,15 @@ class Source:
     """What it takes for flags that are not given, where that is not what a recipe takes."""
     notes: tuple[str, ...] = ()
     """How it differs, whatever the flags."""
+    by_its_rules: Callable[[Flags], Flags] = lambda flags: flags
+    """Flags of an older version under the names that the rules know."""
 
 
 SOURCES: dict[SourceKind, Source] = {
     "official": Source(official.NAME, official.rules, official.DEFAULTS),
     "paddlemix": Source(paddlemix.NAME, paddlemix.rules, paddlemix.DEFAULTS, paddlemix.NOTES),
     "llama_factory": Source(llama_factory.NAME, llama_factory.rules, llama_factory.DEFAULTS),
-    "swift": Source(swift.NAME, swift.rules, swift.DEFAULTS),
+    "swift": Source(swift.NAME, swift.rules, swift.DEFAULTS, by_its_rules=as_version_3),
 }
 
 
@@ -123,7 +126,7 @@ def migrate(
     """
     given = read_source(text, where, folder, variables or {})
     source = SOURCES[given.kind]
-    flags = Flags(given.flags, source.defaults, folder, gpus)
+    flags = source.by_its_rules(Flags(given.flags, source.defaults, folder, gpus))
     rules: dict[str, Rule] = source.rules()
     draft, entries = _Draft(), _program_entries(given)
     try:

@@ -69,7 +69,9 @@ HOW_THEIRS_RUNS = (
     *("packing_num_proc", "packing_cache", "download_mode", "val_dataset_shuffle"),
     *("response_prefix", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage", "tuner_backend"),
     *("eval_limit", "max_new_tokens", "temperature", "local_repo_path", "strict", "load_args"),
-    "lora_dtype",
+    *("lora_dtype", "check_dataset_strategy", "dataset_seed", "add_output_dir_suffix"),
+    *("neftune_backend", "model_cache_dir", "logging_dir", "do_sample", "top_k", "top_p"),
+    *("repetition_penalty", "num_beams", "eval_human", "hub_strategy", "push_hub_strategy"),
 )
 
 
@@ -103,7 +105,7 @@ def _as_ours() -> dict[str, Rule]:
         "loss_scale": expects(
             ("default",), "all answers are learned", "every answer's tokens count alike"
         ),
-        "model_revision": lost(REVISION),
+        "model_revision": expects(("master", "main"), "it is the newest", REVISION),
         "optimizer": expects(
             ("multimodal", "default", ""), "parts may have rates of their own", "it is AdamW"
         ),
@@ -136,6 +138,10 @@ def _data() -> dict[str, Rule]:
             "nothing is ever cut off; skip_bad_samples = N leaves out up to N that are too long",
         ),
         "template": nothing("the checkpoint says its template"),
+        **dict.fromkeys(("train_dataset_sample", "val_dataset_sample", "dataset_sample"), _sample),
+        "self_cognition_sample": expects(
+            ("0",), "there are none", "download the set, put your names in, give it as data"
+        ),
         "environment.MAX_NUM": _max_num,
         "environment.INPUT_SIZE": expects(
             ("448",), "the checkpoint says it", "tiles have the checkpoint's size, 448"
@@ -249,6 +255,12 @@ def _sets(key: str) -> Rule:
         return missing("; ".join(faults), *settings) if faults else translated(*settings)
 
     return rule
+
+
+def _sample(flag: Flag, flags: Flags) -> Verdict:
+    if flag.is_nothing or flag.number() < 0:
+        return needless("all samples are taken")
+    return missing("say it of each file, after its name: FILE#1000")
 
 
 def _set(name: str, flags: Flags) -> Found:
