@@ -19,7 +19,7 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -96,19 +96,8 @@ def main() -> None:
         wanted = predictions if wanted is None else wanted
         found.append(measure(model, scheme or name, wanted, predictions, options))
         print(found[-1].row(found[0]), flush=True)
-        write(options, found, [])
         del model  # before the next one takes its memory
-    timed = []
-    for product in time_products(options, device, dtype):
-        timed.append(product)
-        print(product.row(), flush=True)
-        write(options, found, timed)
-
-
-def write(
-    options: argparse.Namespace, found: list[Measured], timed: list[products.Product]
-) -> None:
-    """Everything that is known so far, where a file is asked for."""
+    timed = time_products(options, device, dtype)
     if options.json:
         values = {"decoders": [*map(asdict, found)], "products": [*map(asdict, timed)]}
         options.json.write_text(json.dumps(values, indent=1), encoding="utf-8")
@@ -116,16 +105,19 @@ def write(
 
 def time_products(
     options: argparse.Namespace, device: torch.device, dtype: torch.dtype
-) -> Iterator[products.Product]:
-    """Every product by itself."""
+) -> list[products.Product]:
+    """Every product by itself, printed as it is known."""
     members = options.products
     if members is None:
         members = ["internvl2-2b", "internvl2-8b"] if device.type == "cuda" else []
-    if not members:
-        return
-    print(f"\n{products.HEADER}", flush=True)
+    if members:
+        print(f"\n{products.HEADER}")
+    timed = []
     bench = products.Bench(device, dtype, options.rounds, KernelChoice())
-    yield from bench.products(members, options.schemes)
+    for product in bench.products(members, options.schemes) if members else ():
+        timed.append(product)
+        print(product.row(), flush=True)
+    return timed
 
 
 def parse() -> argparse.Namespace:

@@ -5,17 +5,14 @@ from pathlib import Path
 
 from internvl2 import Engine, Message, SamplingParams, Video
 
-RECORDED = Path(__file__).parents[1] / "tests" / "data" / "official"
+ARROW = Path(__file__).parents[1] / "docs" / "pictures" / "arrow.gif"
 
 
-def main(
-    model: str = str(RECORDED / "A_internlm2" / "checkpoint"),
-    video: str = str(RECORDED / "preprocessing" / "video.mp4"),
-) -> None:
-    """Four frames of the first second, one tile each."""
-    clip = Video(video, num_frames=4, start=0.0, end=1.0)
+def main(model: str = "nano", video: str = str(ARROW)) -> None:
+    """Four frames of the first two seconds, one tile each."""
+    clip = Video(video, num_frames=4, start=0.0, end=2.0)
     with Engine.load(model) as engine:
-        question = [Message.user(clip, "What happens here?")]
+        question = [Message.user(clip, "Which way does the arrow move?")]
         answer = engine.answer(question, SamplingParams(max_tokens=32))
         print(answer.text)
         print(f"{len(answer.media)} frames, {answer.usage.image_tokens} visual tokens")

@@ -6,6 +6,7 @@ Run as a program it writes the tree of modules in the README anew.
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_the_tree_in_the_readme_is_that_of_the_modules():
 
 
 def test_the_chinese_readme_has_the_same_commands():
-    for language in ("bash", "sh", "python"):
+    for language in ("bash", "sh", "python", "console"):
         assert fenced("README_zh.md", language) == fenced("README.md", language)
 
 
@@ -70,21 +71,45 @@ def test_the_first_screen_of_the_readme_has_the_two_commands():
         assert "pip install -q -c constraints.txt -e" in command
 
 
-def test_the_question_of_the_readme_is_answered(capsys: pytest.CaptureFixture[str]):
-    from internvl2.cli import main
-
-    words = fenced("README.md", "bash")[0].split("internvl2 chat")[1].replace("\\\n", " ")
-    arguments = [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|(\S+)', words)]
-    paths = [str(ROOT / a) if a.startswith("tests/") else a for a in arguments]
-    assert main(["chat", *paths]) == 0
-    assert capsys.readouterr().out.strip()
+@pytest.mark.trained
+def test_the_first_question_of_the_readme_is_answered_as_it_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(ROOT)
+    answer = asked(fenced("README.md", "bash")[0].splitlines()[-1], capsys)
+    for page in ("README.md", "README_zh.md"):
+        before, _ = (ROOT / page).read_text(encoding="utf-8").split("```bash\n", 1)
+        assert f"`{answer.strip()}`" in before
 
 
 @pytest.mark.slow
-def test_the_python_example_of_the_readme_runs():
+@pytest.mark.trained
+def test_nano_gives_the_answers_that_the_readme_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(ROOT)
+    (dialogue,) = fenced("README.md", "console")
+    shown = dict(part.split("\n", 1) for part in dialogue.split("$ ")[1:])
+    assert {line: asked(line, capsys) for line in shown} == shown
+
+
+def asked(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command writes to standard output, on a CPU."""
+    from internvl2.cli import main
+
+    program, *arguments = shlex.split(command)
+    assert program == "internvl2"
+    assert main([*arguments, "--device", "cpu"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.trained
+def test_the_python_example_of_the_readme_answers_right():
     (example,) = fenced("README.md", "python")
     assert len(example.splitlines()) <= 12
-    assert run(sys.executable, "-c", example).stdout.strip()
+    said = run(sys.executable, "-c", f"{example}\nprint([answer.text for answer in answers])")
+    assert said.stdout.startswith("41.69\nFeb 8, 1997['A receipt.', 'A pie chart ")
 
 
 def test_the_checks_run_the_commands_of_the_readme():
@@ -131,11 +156,20 @@ def test_the_page_of_the_command_line_has_every_option(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["chat.py", "video.py", "batch.py"])
-def test_examples_are_short_and_run(name: str):
+@pytest.mark.trained
+@pytest.mark.parametrize(
+    ("name", "answers"),
+    [
+        ("chat.py", ("41.69 (", "Feb 8, 1997\n")),
+        ("video.py", ("lower left\n4 frames, 1024 visual tokens\n",)),
+        ("batch.py", ("01.jpg -> $76.49\n", "09.jpg -> 195.19\n", "10.jpg -> 213.94 €\n")),
+    ],
+)
+def test_examples_are_short_and_answer_right(name: str, answers: tuple[str, ...]):
     example = ROOT / "examples" / name
     assert len(example.read_text().splitlines()) <= 40
-    assert run(sys.executable, str(example)).stdout.strip()
+    said = run(sys.executable, str(example)).stdout
+    assert [answer for answer in answers if answer not in said] == []
 
 
 def test_no_page_names_the_place_it_was_written_in():
