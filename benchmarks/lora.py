@@ -9,13 +9,15 @@ default. Where PEFT is not installed only our side is measured; its wheel, and t
 need no installation: `PYTHONPATH=peft-….whl:accelerate-….whl`.
 
 Memory is the most that a process reserves on the GPU from its start, loading included, over steps
-of a pack of 4096 tokens each, with clipping, at a recipe's share of recomputation. Limits are in
-units of 10^9 bytes.
+of a pack of 4096 tokens each, with clipping, at a recipe's share of recomputation; beside it stands
+what `train --plan` predicts. Limits are in units of 10^9 bytes. The file of `--json` is written
+anew after each measurement.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,12 +28,16 @@ from training_sides import Options, Timing, our_step, timed
 from training_work import Work, shape
 
 from internvl2.train.data.filling import Limits
+from internvl2.train.planning.activations import Execution
+from internvl2.train.planning.memory import Pack, Step
+from internvl2.train.planning.sizes import count
+from internvl2.train.preparation import without_memory
 from internvl2.train.recipe import Freeze, Packing, Recipe, Recompute
 
 SPEED, MEMORY = "speed", "memory"
 HEADER = """\
-| fine-tuning | peak GB | limit GB | fits | tokens/s | steps | setting |
-|---|---|---|---|---|---|---|"""
+| fine-tuning | peak GB | predicted GB | limit GB | fits | tokens/s | steps | setting |
+|---|---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Fitted:
     timing: Timing
     peak_gb: float
     """0 without a GPU."""
+    predicted_gb: float
     tokens_per_s: float
     steps: int
 
@@ -86,6 +93,7 @@ class Fitted:
         cells = (
             str(self.fit),
             f"{self.peak_gb:.2f}",
+            f"{self.predicted_gb:.2f}",
             f"{self.fit.limit_gb:g}",
             "yes" if self.fits else "NO",
             f"{self.tokens_per_s:.0f}",
@@ -113,10 +121,17 @@ def main() -> int:
             if result is not None:
                 fitted.append(result)
                 print(result.row, flush=True)
-    if options.json:
-        values = json.loads(found.json) | {"memory": [asdict(result) for result in fitted]}
-        options.json.write_text(json.dumps(values, indent=1), encoding="utf-8")
+                write(arguments, found, fitted)
     return int(not good)
+
+
+def write(
+    arguments: training.Arguments, found: training.Report, fitted: Sequence[Fitted] = ()
+) -> None:
+    """Everything that is known so far, where a file is asked for."""
+    if arguments.json:
+        values = json.loads(found.json) | {"memory": [asdict(result) for result in fitted]}
+        arguments.json.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
 def parse() -> argparse.Namespace:
@@ -151,7 +166,7 @@ def of_training(options: argparse.Namespace) -> training.Arguments:
         no_compile=options.no_compile,
         profile=options.profile,
         limit_gib=None,
-        json=None,
+        json=options.json,
         device=options.device,
     )
 
@@ -174,6 +189,7 @@ def compare(arguments: training.Arguments, found: training.Report) -> tuple[trai
         if result is not None:
             found.results.append(result)
             print(found.row(result), flush=True)
+            write(arguments, found)
     print(f"\n{found.tried}", flush=True)
     return found, len(found.results) == len(cases)
 
@@ -183,6 +199,7 @@ def fill_memory(arguments: training.Arguments, fit: Fit, steps: int) -> Fitted:
     device = training.ready(arguments)
     recipe, compiled = fit.recipe, device.type == "cuda" and not arguments.no_compile
     limits = Limits(recipe.packing.tokens, recipe.packing.tiles)
+    predicted = prediction(fit, arguments, compiled)
     work = Work.make(shape(fit.member, arguments.tiny), steps, limits)
     works = [replace(work, packs=(pack,)) for pack in work.packs]
     options = Options(device, steps=max(1, steps - 2), warm_up=2, compile_ours=compiled)
@@ -196,7 +213,17 @@ def fill_memory(arguments: training.Arguments, fit: Fit, steps: int) -> Fitted:
     timing = timed(step, setting, options)
     peak_gb = max(before, timing.peak_gib * 2**30) / 1e9
     rate = work.tokens / len(works) / timing.seconds
-    return Fitted(fit, timing, peak_gb, rate, options.warm_up + options.steps)
+    return Fitted(fit, timing, peak_gb, predicted, rate, options.warm_up + options.steps)
+
+
+def prediction(fit: Fit, arguments: training.Arguments, compiled: bool) -> float:
+    """What a planner says of steps of one full pack, in units of 10^9 bytes."""
+    recipe, config = replace(fit.recipe, packs_per_step=1), shape(fit.member, arguments.tiny)
+    model = without_memory(recipe, config, torch.bfloat16)
+    sizes = count(model, recipe.optimizer)[recipe.optimizer.moments]
+    execution = Execution(compiled)
+    pack = Pack.fullest(recipe, config)
+    return Step(recipe, config, sizes, execution, pack).peak.total / 1e9
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -96,8 +96,19 @@ def main() -> None:
         wanted = predictions if wanted is None else wanted
         found.append(measure(model, scheme or name, wanted, predictions, options))
         print(found[-1].row(found[0]), flush=True)
+        write(options, found, [])
         del model  # before the next one takes its memory
-    timed = time_products(options, device, dtype)
+    timed = []
+    for product in time_products(options, device, dtype):
+        timed.append(product)
+        print(product.row(), flush=True)
+        write(options, found, timed)
+
+
+def write(
+    options: argparse.Namespace, found: list[Measured], timed: list[products.Product]
+) -> None:
+    """Everything that is known so far, where a file is asked for."""
     if options.json:
         values = {"decoders": [*map(asdict, found)], "products": [*map(asdict, timed)]}
         options.json.write_text(json.dumps(values, indent=1), encoding="utf-8")
@@ -105,19 +116,16 @@ def main() -> None:
 
 def time_products(
     options: argparse.Namespace, device: torch.device, dtype: torch.dtype
-) -> list[products.Product]:
-    """Every product by itself, printed as it is known."""
+) -> Iterator[products.Product]:
+    """Every product by itself."""
     members = options.products
     if members is None:
         members = ["internvl2-2b", "internvl2-8b"] if device.type == "cuda" else []
-    if members:
-        print(f"\n{products.HEADER}")
-    timed = []
+    if not members:
+        return
+    print(f"\n{products.HEADER}", flush=True)
     bench = products.Bench(device, dtype, options.rounds, KernelChoice())
-    for product in bench.products(members, options.schemes) if members else ():
-        timed.append(product)
-        print(product.row(), flush=True)
-    return timed
+    yield from bench.products(members, options.schemes)
 
 
 def parse() -> argparse.Namespace:

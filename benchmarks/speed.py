@@ -7,30 +7,35 @@
 Random weights in each shape are written once (`hf` layout, nano's tokenizer), every engine reads
 them in a process of its own, and gets the same pictures and questions. An engine that is not
 installed is left out and named; one that fails is named with its last line, and the others go on.
-Parts can be measured in several runs, whose files `--show` joins into one table. `--tiny` is nano
-with small pictures, to see that everything runs, on a CPU too.
+Ours has a process for each way of asking, and starts twice: without compiled kernels, and with
+those that the first process left. The file of `--json` is written anew after each process, and
+with `--budget` no process goes on after so many seconds. Parts can be measured in several runs,
+whose files `--show` joins into one table. `--tiny` is nano with small pictures, to see that
+everything runs, on a CPU too.
 
 Limits are the maker's: weights once a token, arithmetic at the speed of bf16.
 """
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Literal
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from speed_work import PARTS, Found, Job, Sizes
+from speed_work import MANY, PARTS, Found, Job, Sizes
 
 from internvl2 import device as devices
 from internvl2.bench.random_weights import save_random
@@ -46,6 +51,8 @@ VLLM_SETTINGS = {
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
     "HF_HUB_OFFLINE": "1",
 }
+CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH")
+"""Where compiled kernels are kept."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,10 @@ LINES = (
     Line("weights GB/s", "start", "start: weights, GB/s", "more", (2, 2, 2)),
     Line("first answer s", "start", "start: first token, s", "less"),
     Line("ready s", "start", "start: ready with graphs, s", "less", (None, None, 20)),
+    Line("first answer s, nothing compiled", "start",
+         "start, nothing compiled: first token, s", "less"),
+    Line("ready s, nothing compiled", "start",
+         "start, nothing compiled: ready with graphs, s", "less"),
 )  # fmt: skip
 MODELS = ("1b", "2b", "8b")
 
@@ -95,9 +106,10 @@ def main() -> None:
     report = {"conditions": conditions(work), "sizes": texts_of(sizes), "models": {}}
     for name in ["nano"] if work.tiny else work.models:
         with checkpoint(name, work) as model:
-            report["models"][name] = measure(model, sizes, work)
-        if work.json is not None:
-            work.json.write_text(json.dumps(report, indent=1))
+            for engines in measure(model, sizes, work):
+                report["models"][name] = engines
+                if work.json is not None:
+                    work.json.write_text(json.dumps(report, indent=1))
     show(report)
 
 
@@ -115,9 +127,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vllm-path", type=Path, help="folder that vLLM is imported from")
     parser.add_argument("--vllm-models", type=Path, help="folder with NAME/ in the official layout")
     parser.add_argument("--limit", type=float, default=570, help="seconds for each process")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds for everything")
+    parser.add_argument("--no-graphs", action="store_true", help="ours without CUDA graphs")
+    parser.add_argument("--verbose", action="store_true", help="ours says which kernels it takes")
     parser.add_argument("--json", type=Path, help="where to write every number")
     parser.add_argument("--show", nargs="+", type=Path, help="files of --json, for one table")
-    return parser.parse_args()
+    work = parser.parse_args()
+    work.deadline = time.monotonic() + work.budget
+    return work
 
 
 def conditions(work: argparse.Namespace) -> dict[str, object]:
@@ -142,52 +159,69 @@ def checkpoint(name: str, work: argparse.Namespace) -> Iterator[Path]:
         if not directory.exists():
             device = devices.pick(work.device)
             dtype = devices.choose_dtype(device, "bfloat16", work.dtype)
+            started = time.perf_counter()
             save_random(name, directory, "hf", device=device, dtype=dtype)
+            taken = time.perf_counter() - started
+            print(f"random weights of {name}: {taken:.1f} s", file=sys.stderr, flush=True)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         yield directory
 
 
-def measure(model: Path, sizes: Sizes, work: argparse.Namespace) -> dict[str, dict[str, object]]:
-    """What each engine does with a checkpoint, engine by engine."""
-    found: dict[str, dict[str, object]] = {}
-    for engine in work.engines:
-        whole = Found()
-        for job in jobs(engine, model, sizes, work):
-            whole.join(run(job, work))
-        found[engine] = whole.as_json()
-    return found
+def measure(model: Path, sizes: Sizes, work: argparse.Namespace) -> Iterator[dict[str, dict]]:
+    """What the engines do with a checkpoint, again after each process."""
+    found: dict[str, dict] = {}
+    with TemporaryDirectory() as caches:
+        for engine in work.engines:
+            whole = Found()
+            for job in jobs(engine, model, sizes, work):
+                whole.join(run(job, work, Path(caches)))
+                found[engine] = whole.as_json()
+                yield found
 
 
 def jobs(engine: str, model: Path, sizes: Sizes, work: argparse.Namespace) -> list[Job]:
-    """The processes of one engine: ours has one for each way of holding weights."""
+    """The processes of one engine."""
     device = str(devices.pick(work.device))
     parts = tuple(part for part in work.only if part != "quantized")
     if engine == "vllm" and work.vllm_models is not None:
         model = work.vllm_models / model.name
     plain = Job(engine, model, parts, device, work.dtype, sizes)
-    found = [plain] if parts else []
-    if engine == "ours" and "quantized" in work.only:
-        ways = ("fp8", "int8") if device.startswith("cuda") else ("int8",)
+    if engine != "ours":
+        return [plain] if parts else []
+    return our_jobs(replace(plain, graphs=not work.no_graphs, verbose=work.verbose), work)
+
+
+def our_jobs(plain: Job, work: argparse.Namespace) -> list[Job]:
+    """One for each engine that is made: from nothing, for one request, for many, in few bits."""
+    found = []
+    if "start" in plain.parts:
+        found.append(replace(plain, parts=("start",), has_compiled=False))
+    alone = tuple(part for part in plain.parts if part not in MANY)
+    many = tuple(part for part in plain.parts if part in MANY)
+    found += [replace(plain, parts=parts) for parts in (alone, many) if parts]
+    if "quantized" in work.only:
+        ways = ("fp8", "int8") if plain.device.startswith("cuda") else ("int8",)
         found += [replace(plain, parts=("quantized",), quantize=way) for way in ways]
     return found
 
 
-def run(job: Job, work: argparse.Namespace) -> Found:
+def run(job: Job, work: argparse.Namespace, caches: Path) -> Found:
     """Measures a job in a process of its own; what it wrote before it failed counts."""
-    environment = dict(os.environ)
-    if job.side == "vllm":
-        environment |= VLLM_SETTINGS
-        if work.vllm_path is not None:
-            paths = [str(work.vllm_path), environment.get("PYTHONPATH", "")]
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if job.side != "ours" and not is_importable(job.side, work):
         return Found(notes=[f"{job.side} is not installed"])
+    what = " ".join(filter(None, (job.side, job.quantize, *job.parts)))
+    if time.monotonic() >= work.deadline:
+        return Found(notes=[f"{what}: no time was left"])
     with TemporaryDirectory() as scratch:
         order, result = Path(scratch) / "job.json", Path(scratch) / "found.json"
         job.write(order)
-        print(f"{job.side} {job.quantize or ''} {job.model.name}", file=sys.stderr, flush=True)
-        failure = call([sys.executable, str(SIDES), str(order), str(result)], environment, work)
+        print(f"{job.model.name}: {what}", file=sys.stderr, flush=True)
+        command = [sys.executable, str(SIDES), str(order), str(result)]
+        started = time.perf_counter()
+        failure = call(command, environment_of(job, work, caches), work)
+        taken = time.perf_counter() - started
+        print(f"{job.model.name}: {what}: {taken:.0f} s in all", file=sys.stderr, flush=True)
         raw = json.loads(result.read_text()) if result.exists() else Found().as_json()
     found = Found.of(raw)
     if failure is not None:
@@ -196,19 +230,38 @@ def run(job: Job, work: argparse.Namespace) -> Found:
     return found
 
 
-def call(command: list[str], environment: dict[str, str], work: argparse.Namespace) -> str | None:
+def environment_of(job: Job, work: argparse.Namespace, caches: Path) -> dict[str, str]:
+    """Where a process finds its packages, and ours the kernels compiled so far."""
+    own: dict[str, str] = {}
+    if job.side == "ours" and "start" in work.only:
+        own = {name: str(caches / name.lower()) for name in CACHES}
+    if job.side == "vllm":
+        own = dict(VLLM_SETTINGS)
+        if work.vllm_path is not None:
+            paths = [str(work.vllm_path), os.environ.get("PYTHONPATH", "")]
+            own["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return os.environ | own
+
+
+def call(
+    command: list[str], environment: Mapping[str, str], work: argparse.Namespace
+) -> str | None:
     """None where a process ended well, else its last words."""
-    try:
-        done = subprocess.run(
-            command, env=environment, timeout=work.limit, stderr=subprocess.PIPE, text=True
-        )
-    except subprocess.TimeoutExpired:
-        return f"it took longer than {work.limit:g} s"
-    sys.stderr.write(done.stderr)
-    if done.returncode == 0:
+    limit = min(work.limit, max(1.0, work.deadline - time.monotonic()))
+    late = ""
+    with TemporaryFile("w+", errors="replace") as errors:
+        try:
+            code = subprocess.run(command, env=environment, timeout=limit, stderr=errors).returncode
+        except subprocess.TimeoutExpired:
+            code, late = -1, f"it took longer than {limit:.0f} s"
+        errors.seek(0)
+        said = errors.read()
+    sys.stderr.write(said)
+    if code == 0:
         return None
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else f"exit code {done.returncode}"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    last = lines[-1] if lines else f"exit code {code}"
+    return f"{late}; its last words: {last}" if late and lines else late or last
 
 
 def is_importable(name: str, work: argparse.Namespace) -> bool:

@@ -5,9 +5,12 @@ normalised pixels, so that its figures leave out preprocessing.
 """
 
 import gc
+import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from peers import Answer, Transformers
 from speed_vllm import measure_vllm
-from speed_work import Job, Notebook
+from speed_work import MANY, Job, Notebook
 
 from internvl2 import device as devices
 from internvl2.bench.latency import ALONE, decode, first_token, resizing
@@ -44,19 +47,18 @@ def main() -> None:
 
 
 def measure_ours(job: Job, book: Notebook) -> None:
-    """One request at a time, then many, each in an engine made for it."""
-    alone = [part for part in job.parts if part not in ("pictures", "texts")]
-    if "start" in job.parts:
-        time_weights(job, book)
-    if alone:
-        engine = start_ours(job, book, ALONE)
-        with engine:
-            measure_alone(engine, job, book)
-        del engine
-        free(job)
-    if set(job.parts) & {"pictures", "texts"}:
+    """One request at a time, or many, in an engine made for it."""
+    if job.verbose:
+        logging.basicConfig()
+        logging.getLogger("internvl2").setLevel(logging.DEBUG)
+    if set(job.parts) & set(MANY):
         with start_ours(job, book, together(job.sizes.requests)) as engine:
             measure_many(engine, job, book)
+        return
+    if "start" in job.parts and job.has_compiled:
+        time_weights(job, book)
+    with start_ours(job, book, ALONE) as engine:
+        measure_alone(engine, job, book)
 
 
 def time_weights(job: Job, book: Notebook) -> None:
@@ -72,11 +74,15 @@ def time_weights(job: Job, book: Notebook) -> None:
     book.write("start s", [taken])
     book.write("weights GB/s", [stored_bytes(model) / 1e9 / taken])
     del model
-    free(job)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def start_ours(job: Job, book: Notebook, options: EngineOptions) -> Engine:
     """An engine, with how long a first answer and all its graphs took, imports left out."""
+    if not job.graphs:
+        options = replace(options, graphs=False)
     started = time.perf_counter()
     engine = Engine.load(
         job.model, device=job.device, dtype=job.dtype, quantize=job.quantize, options=options
@@ -86,9 +92,10 @@ def start_ours(job: Job, book: Notebook, options: EngineOptions) -> Engine:
     answered = time.perf_counter() - started
     engine.warm_up()
     ready = time.perf_counter() - started
-    if "start" in job.parts and options is ALONE:
-        book.write("first answer s", [answered])
-        book.write("ready s", [ready])
+    if "start" in job.parts:
+        kind = "" if job.has_compiled else ", nothing compiled"
+        book.write(f"first answer s{kind}", [answered])
+        book.write(f"ready s{kind}", [ready])
     return engine
 
 
@@ -128,13 +135,6 @@ def note(book: Notebook, name: str, row: Row) -> None:
     book.write(name, list(row.spread.every), row.limit)
 
 
-def free(job: Job) -> None:
-    """Gives back what an engine that is gone held."""
-    gc.collect()
-    if job.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-
-
 def measure_transformers(job: Job, book: Notebook) -> None:
     """The same prompts; the better of two ways to decode is there beside the usual one."""
     device = devices.pick(job.device)
@@ -143,7 +143,10 @@ def measure_transformers(job: Job, book: Notebook) -> None:
     started = time.perf_counter()
     peer = Transformers.load(job.model, device, devices.choose_dtype(device, "bfloat16", job.dtype))
     devices.synchronize(device)
-    book.note(f"transformers: attention by {peer.attention}, pixels prepared beforehand")
+    book.note(
+        f"transformers {version('transformers')}: attention by {peer.attention}, "
+        "pixels prepared beforehand"
+    )
     if "start" in job.parts:
         book.write("start s", [time.perf_counter() - started])
     sizes = job.sizes
@@ -156,7 +159,8 @@ def measure_transformers(job: Job, book: Notebook) -> None:
         book.write("video", first_tokens(peer.answer, videos))
     measure_peer_many(peer, processor, job, book)
     if "decode" in job.parts:
-        asked = prompts(processor, sizes.text, 1 + min(2, sizes.rounds))
+        # One prompt: for each new length a static cache would be compiled for anew.
+        asked = prompts(processor, sizes.text, 1) * (1 + min(2, sizes.rounds))
         book.write("decode", rates(peer.answer, asked, sizes.decoded))
         if device.type == "cuda":
             book.write("decode compiled", rates(peer.answer_compiled, asked, sizes.decoded))

@@ -9,6 +9,8 @@ from internvl2.bench.subjects import Size, Subject
 from internvl2.bench.timing import Spread
 
 PARTS = ("first-token", "decode", "quantized", "pictures", "texts", "video", "start")
+MANY = ("pictures", "texts")
+"""Of many requests at once."""
 LARGE, SMALL = Size(1600, 1200), Size(1024, 768)
 
 
@@ -84,6 +86,11 @@ class Job:
     dtype: str
     sizes: Sizes
     quantize: str | None = None
+    graphs: bool = True
+    """Whether ours records CUDA graphs where it can."""
+    has_compiled: bool = True
+    """Whether kernels that were compiled before are there."""
+    verbose: bool = False
 
     def write(self, path: Path) -> None:
         """As JSON."""

@@ -280,13 +280,15 @@ def test_the_speed_benchmark_asks_every_engine_the_same(tmp_path):
     shared = {"first token fast", "first token exact", "decode", "texts"}
     assert figures["transformers"] == shared | {"start s"}
     assert figures["vllm"] == shared | {"ready s"}
-    assert figures["ours"] == shared | {"start s", "weights GB/s", "first answer s", "ready s"}
+    starts = {"first answer s", "ready s"}
+    starts |= {f"{name}, nothing compiled" for name in starts}
+    assert figures["ours"] == shared | starts | {"start s", "weights GB/s"}
 
 
 def test_an_engine_that_is_not_installed_is_named(speed, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["speed.py", "--vllm-path", str(tmp_path)])
     job = speed.Job("vllm", tmp_path, ("decode",), "cpu", "float32", speed.Sizes.tiny())
-    assert speed.run(job, speed.parse()).notes == ["vllm is not installed"]
+    assert speed.run(job, speed.parse(), tmp_path).notes == ["vllm is not installed"]
 
 
 @pytest.mark.slow
@@ -294,6 +296,25 @@ def test_an_engine_that_fails_is_named_with_its_last_words(speed, tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["speed.py", "--device", "cpu", "--tiny"])
     work, missing = speed.parse(), tmp_path / "missing"
     job = speed.Job("ours", missing, ("decode",), "cpu", "float32", speed.Sizes.tiny())
-    (note,) = speed.run(job, work).notes
+    (note,) = speed.run(job, work, tmp_path).notes
     assert note.startswith("ours failed: ")
     assert "missing" in note
+
+
+def test_the_speed_benchmark_writes_down_what_it_has_and_ends_in_time(speed, tmp_path, monkeypatch):
+    report = tmp_path / "report.json"
+    command = f"speed.py --device cpu --tiny --engines ours --budget 0 --json {report}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    speed.main()
+    (engines,) = json.loads(report.read_text())["models"].values()
+    assert engines["ours"]["figures"] == {}
+    assert all(note.endswith("no time was left") for note in engines["ours"]["notes"])
+    assert len(engines["ours"]["notes"]) == 4  # nothing compiled, one, many, int8
+
+
+@pytest.mark.slow
+def test_a_process_that_takes_too_long_is_ended_and_named(speed, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--limit", "3"])
+    told = "import sys, time; print('begun', file=sys.stderr, flush=True); time.sleep(60)"
+    found = speed.call([sys.executable, "-c", told], {}, speed.parse())
+    assert found == "it took longer than 3 s; its last words: begun"
