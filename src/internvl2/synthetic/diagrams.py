@@ -89,4 +89,4 @@ def _turns(draw: Draw, words: Sequence[str]) -> tuple[Turn, ...]:
         Turn("How many boxes are there?", str(len(words))),
         Turn("Name the steps in order.", ", ".join(words)),
     )
-    return tuple(draw.several(turns, draw.integer(1, 3)))
+    return tuple(draw.several(turns, min(len(turns), draw.more(draw.integer(1, 3)))))

@@ -47,9 +47,9 @@ class Ask:
 
 
 def ask(draw: Draw, chart: Chart, difficulty: float) -> tuple[Turn, ...]:
-    """One to four questions, no two alike; only training pictures begin with a description."""
+    """Questions, no two alike; only training pictures begin with a description."""
     asking = Ask(draw, chart)
-    wanted = draw.integer(1, 4)
+    wanted = draw.more(draw.integer(1, 4))
     turns: list[Turn] = []
     if draw.split == "train" and draw.chance(0.08):
         turns.append(_describe(asking))

@@ -236,8 +236,8 @@ def _receipt(draw: Draw, difficulty: float) -> Sample:
 def _mixed(draw: Draw, text: str, about: list[Turn]) -> tuple[Turn, ...]:
     if draw.chance(0.45):
         return (Turn(draw.choice(READ_ALL), text, "read"),)
-    first, *others = draw.several(about, 2)
-    return (first, *(other for other in others if other.question != first.question))
+    chosen = draw.several(about, min(len(about), draw.more(2)))
+    return tuple({turn.question: turn for turn in chosen}.values())
 
 
 def _price(draw: Draw) -> int:

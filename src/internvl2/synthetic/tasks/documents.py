@@ -70,7 +70,7 @@ def _ask(draw: Draw, document: Document) -> tuple[Turn, ...]:
             wording = draw.choice(NAMED).format(kind=document.kind)
         turns.append(Turn(wording, text_of(document.rows), "read"))
     if not turns or draw.chance(0.3):
-        turns += _different(draw.shuffled(document.turns))[: draw.integer(1, 3)]
+        turns += _different(draw.shuffled(document.turns))[: draw.more(draw.integer(1, 3))]
     article = "An" if document.kind == "invoice" else "A"
     if draw.chance(0.06):
         turns.append(Turn(draw.choice(KIND), f"{article} {document.kind}.", "describe"))

@@ -48,7 +48,7 @@ class Line:
 
 
 def make(draw: Draw, difficulty: float) -> Sample:
-    """One picture with one to four questions for boxes; in training also for what a box holds."""
+    """One picture with questions for boxes; in training also for what a box holds."""
     kind = draw.choice(("shapes", "shapes", "shapes", "words", "words", "fields"))
     if kind == "fields" and is_easy(draw, difficulty):
         kind = "words"
@@ -59,7 +59,7 @@ def make(draw: Draw, difficulty: float) -> Sample:
     else:
         image, things = _fields(draw, difficulty)
     turns = []
-    for thing in draw.shuffled(things)[: draw.integer(1, 4)]:
+    for thing in draw.shuffled(things)[: draw.more(draw.integer(1, 4))]:
         single = len(thing.boxes) == 1
         backwards = single and draw.split == "train" and draw.chance(0.3)
         turns.append((_what_is_in if backwards else _where)(draw, thing, image))

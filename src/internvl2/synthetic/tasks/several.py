@@ -199,7 +199,7 @@ def _count(draw: Draw, difficulty: float) -> Sample:
         Turn("Which image has the most shapes?", f"Image-{most + 1}"),
         Turn(f"How many shapes are in Image-{shown + 1}?", str(numbers[shown])),
     )
-    return Sample("several", images, tuple(draw.shuffled(turns)[: draw.integer(1, 2)]))
+    return Sample("several", images, tuple(draw.shuffled(turns)[: draw.more(draw.integer(1, 2))]))
 
 
 def _words(draw: Draw, difficulty: float) -> Sample:

@@ -60,8 +60,8 @@ def make(draw: Draw, difficulty: float) -> Sample:
 
 
 def questions(draw: Draw, seen: Seen, asks: Sequence[Ask]) -> tuple[Turn, ...]:
-    """One to four questions, no two alike; only training pictures begin with a description."""
-    wanted = draw.integer(1, 4)
+    """Questions, no two alike; only training pictures begin with a description."""
+    wanted = draw.more(draw.integer(1, 4))
     turns: list[Turn] = []
     if draw.split == "train" and draw.chance(0.08) and len(seen.forms) <= 4:
         turns.append(describe(draw, seen))

@@ -213,7 +213,7 @@ def _recolours(draw: Draw, difficulty: float) -> Sample:
         ),
         Turn("In which frame does the colour change?", f"{change + 1}"),
     ]
-    return _sample(frames, draw.shuffled(turns)[: draw.integer(1, 2)])
+    return _sample(frames, draw.shuffled(turns)[: draw.more(draw.integer(1, 2))])
 
 
 def _resizes(draw: Draw, difficulty: float) -> Sample:
@@ -231,7 +231,7 @@ def _resizes(draw: Draw, difficulty: float) -> Sample:
         Turn("What happens in the video?",
              f"The {form.name} becomes {'larger' if grows else 'smaller'}."),
     ]  # fmt: skip
-    return _sample(frames, draw.shuffled(turns)[: draw.integer(1, 2)])
+    return _sample(frames, draw.shuffled(turns)[: draw.more(draw.integer(1, 2))])
 
 
 def _appear(draw: Draw, difficulty: float) -> Sample:
@@ -258,7 +258,7 @@ def _appear(draw: Draw, difficulty: float) -> Sample:
         Turn(f"In which frame does {with_article(name)} first appear?", str(times[chosen] + 1)),
         Turn("Do shapes appear or disappear?", "appear"),
     ]
-    return _sample(frames, draw.shuffled(turns)[: draw.integer(1, 2)])
+    return _sample(frames, draw.shuffled(turns)[: draw.more(draw.integer(1, 2))])
 
 
 def _vanishes(draw: Draw, difficulty: float) -> Sample:
@@ -276,7 +276,7 @@ def _vanishes(draw: Draw, difficulty: float) -> Sample:
         Turn("What happens in the video?", f"The {form.name} disappears."),
         Turn("Do shapes appear or disappear?", "disappear"),
     ]
-    return _sample(frames, draw.shuffled(turns)[: draw.integer(1, 2)])
+    return _sample(frames, draw.shuffled(turns)[: draw.more(draw.integer(1, 2))])
 
 
 def _numbers(draw: Draw, difficulty: float) -> Sample:
@@ -314,7 +314,7 @@ def _numbers(draw: Draw, difficulty: float) -> Sample:
         else Turn(f"How many {kind}s are shown?", str(length)),
         Turn(f"Which {kind} is shown in frame {place + 1}?", texts[place]),
     ]
-    return _sample(frames, draw.shuffled(turns)[: draw.integer(1, 2)])
+    return _sample(frames, draw.shuffled(turns)[: draw.more(draw.integer(1, 2))])
 
 
 def _colours(draw: Draw, difficulty: float) -> Sample:
@@ -341,4 +341,4 @@ def _colours(draw: Draw, difficulty: float) -> Sample:
         Turn(f"What is the first colour of the {form.shape}?", colours[0]),
         Turn(f"Which colour comes right after {colours[0]}?", colours[1]),
     ]
-    return _sample(frames, draw.shuffled(turns)[: draw.integer(1, 2)])
+    return _sample(frames, draw.shuffled(turns)[: draw.more(draw.integer(1, 2))])
