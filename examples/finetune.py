@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from internvl2 import Engine, Message, Picture, SamplingParams
-from internvl2.train.recipe import Recipe, Schedule
+from internvl2.train.recipe import Recipe
 from internvl2.train.trainer import Trainer
 
 RECEIPTS = Path(__file__).parent / "receipts"
@@ -22,9 +22,8 @@ def samples() -> Iterator[dict[str, str]]:
 
 def main(model: str = "nano", output: str = "tuned") -> None:
     """Trains adapters of the decoder, and asks about a picture that was not among the samples."""
-    recipe = replace(Recipe.read("1b-lora"), model=model, output=output, packs_per_step=1)
-    fast = replace(recipe.optimizer, learning_rate=2e-4)  # the recipe's is for thousands of samples
-    recipe = replace(recipe, optimizer=fast, schedule=Schedule(epochs=10), workers=0)
+    recipe = replace(Recipe.read("nano-lora"), model=model, output=output, workers=0)
+    recipe = replace(recipe, schedule=replace(recipe.schedule, epochs=20))  # eight samples, seen often
     Trainer(recipe, records=samples()).run()
     with Engine.load(model, adapter=output) as engine:
         question = [Message.user(Picture(RECEIPTS / "09.jpg"), "Who was paid, and how much?")]
