@@ -23,7 +23,8 @@ def samples() -> Iterator[dict[str, str]]:
 def main(model: str = "nano", output: str = "tuned") -> None:
     """Trains adapters of the decoder, and asks about a picture that was not among the samples."""
     recipe = replace(Recipe.read("nano-lora"), model=model, output=output, workers=0)
-    recipe = replace(recipe, schedule=replace(recipe.schedule, epochs=20))  # eight samples, seen often
+    often = replace(recipe.schedule, epochs=20)  # there are eight samples
+    recipe = replace(recipe, schedule=often)
     Trainer(recipe, records=samples()).run()
     with Engine.load(model, adapter=output) as engine:
         question = [Message.user(Picture(RECEIPTS / "09.jpg"), "Who was paid, and how much?")]
