@@ -92,17 +92,20 @@ def test_flash_and_cudnn_are_tried_on_gpus_alone():
     assert fused_vision._fastest_attention(KernelChoice(), trials) is None
 
 
-def test_the_faster_attention_is_taken(monkeypatch):
-    tower = tower_of(SMALL)
+@pytest.mark.parametrize(
+    ("usual", "one", "other", "taken"), [(1, 2, 3, None), (2, 1, 3, "one"), (3, 2, 1, "other")]
+)
+def test_the_fastest_attention_is_taken(monkeypatch, usual, one, other, taken):
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(
-        fused_vision, "ATTENTIONS", {"one": lambda q, k, v: sdpa(q, k, v), "other": sdpa}
-    )
-    trials = fused_vision._Trials.of(tower)
-    seconds = iter([2.0, 1.0, 1.0, 2.0])
-    choice = KernelChoice(seconds=lambda run: next(seconds))
-    assert not choice.prepare(trials.attention("one"))
-    assert choice.prepare(trials.attention("other"))
+    named = {"one": lambda q, k, v: sdpa(q, k, v), "other": lambda q, k, v: sdpa(q, k, v)}
+    monkeypatch.setattr(fused_vision, "ATTENTIONS", named)
+    trials = fused_vision._Trials.of(tower_of(SMALL))
+    fastest = min(usual, one)
+    # What is tried is timed first, then the fastest before it.
+    seconds = iter([one, usual, other, fastest])
+    choice = KernelChoice(seconds=lambda run: float(next(seconds)))
+    found = fused_vision._fastest(choice, trials)
+    assert found is (None if taken is None else named[taken])
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from internvl2.model.kernel_choice import KernelChoice, Trial, graph_seconds
+from internvl2.model.kernel_choice import GraphClock, KernelChoice, Trial
 
 
 def double(x: Tensor) -> Tensor:
@@ -118,4 +118,21 @@ def test_no_kernel_is_tried_on_gpus_that_triton_does_not_know(monkeypatch, caplo
 @pytest.mark.gpu
 def test_a_product_of_larger_matrices_takes_longer():
     small, large = (torch.randn(n, n, device="cuda") for n in (256, 4096))
-    assert graph_seconds(lambda: small @ small) < graph_seconds(lambda: large @ large)
+    clock = GraphClock()
+    assert clock.seconds(lambda: small @ small) < clock.seconds(lambda: large @ large)
+
+
+@pytest.mark.gpu
+def test_a_run_that_cannot_be_recorded_leaves_the_stream_and_the_next_one_is_timed(caplog):
+    x = torch.ones(1024, device="cuda")
+    before = torch.cuda.current_stream()
+
+    def waits(x: Tensor) -> Tensor:
+        return x * (2.0 if float(x[0]) else 1.0)
+
+    choice = KernelChoice()
+    assert not choice.prepare(replace(trial(waits, x), must_be_faster=True))
+    assert torch.cuda.current_stream() == before
+    assert GraphClock().seconds(lambda: double(x)) > 0
+    assert choice.prepare(replace(trial(lambda x: x + x, x), case="another"))
+    assert len(caplog.records) == 1

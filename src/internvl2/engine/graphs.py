@@ -53,6 +53,7 @@ class CudaRecorder:
         with torch.cuda.device(device):
             self._stream = torch.cuda.Stream()
             self._pool = torch.cuda.graph_pool_handle()
+        self._failed: list[torch.cuda.CUDAGraph] = []
 
     def record(self, work: Work) -> Work:
         """A graph of the work, which has run a few times before."""
@@ -76,7 +77,9 @@ class CudaRecorder:
             with whole:
                 work()
         except RuntimeError:
-            # The allocator believes that the old pool is still being recorded into.
+            # The allocator believes that the old pool is still being recorded into, and goes on to
+            # ask the graph whether it is.
+            self._failed.append(graph)
             self._pool = torch.cuda.graph_pool_handle()
             raise
         return graph

@@ -128,6 +128,9 @@ class _CudaUploads:
             )
             for _ in range(2)
         ]
+        for slot in self._slots:
+            # Its memory may be that of a tensor which work on its way still reads.
+            slot.read.record(torch.cuda.current_stream(device))
 
     def __call__(self, pieces: Sequence[Tiles]) -> UInt8[Tensor, "tiles size size 3"]:
         """The pieces as one batch, to be read before the call after the next."""

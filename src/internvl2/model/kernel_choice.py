@@ -52,7 +52,7 @@ class KernelChoice:
     """Which fused kernels a model uses, found out once for each."""
 
     def __init__(self, seconds: Callable[[Callable[[], object]], float] | None = None) -> None:
-        self._seconds = seconds or graph_seconds
+        self._seconds = seconds or GraphClock().seconds
         self._taken: dict[Hashable, bool] = {}
         self._reported: set[str] = set()
 
@@ -116,25 +116,49 @@ class KernelChoice:
         self._reported |= {name, fault}
 
 
-def graph_seconds(run: Callable[[], object]) -> float:
-    """How long one of several runs takes in a CUDA graph, its operands no longer in the cache."""
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    flush = torch.empty(2 * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        for _ in range(RUNS):
-            flush.zero_()
-            run()
-    times: list[float] = []
-    for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return median(times) / RUNS / 1000
+class GraphClock:
+    """Times runs as they are within CUDA graphs.
+
+    All graphs of a device are recorded on one stream: libraries keep memory for products on each.
+    """
+
+    def __init__(self) -> None:
+        self._streams: dict[int, torch.cuda.Stream] = {}
+        self._failed: list[torch.cuda.CUDAGraph] = []
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """How long one of several runs takes, its operands no longer in the cache."""
+        device = torch.cuda.current_device()
+        stream = self._streams.get(device) or torch.cuda.Stream(device)
+        self._streams[device] = stream
+        properties = torch.cuda.get_device_properties(device)
+        others = torch.empty(2 * properties.L2_cache_size, dtype=torch.uint8, device=stream.device)
+        graph = self._recorded(lambda: (others.zero_(), run()), stream)
+        times: list[float] = []
+        for _ in range(REPEATS):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+        return median(times) / RUNS / 1000
+
+    def _recorded(
+        self, run: Callable[[], object], stream: torch.cuda.Stream
+    ) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        whole = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+        try:
+            # Within its own stream, which a recording that fails would leave the caller with.
+            with torch.cuda.stream(stream), whole:
+                for _ in range(RUNS):
+                    run()
+        except RuntimeError:
+            # The allocator asks it to the end of the process whether it is being recorded.
+            self._failed.append(graph)
+            raise
+        return graph
 
 
 def _difference(found: Outputs, expected: Outputs, tolerance: float | None) -> str | None:
