@@ -7,7 +7,9 @@ One question about one picture at a time, as a person asks it. Both sides read t
 run in one process on as many threads, and take turns round after round.
 Transformers' tiles are normalised before the time starts; ours are uint8, as the engine takes
 them. Nothing is kept from one round to the next. Times are those at which tokens arrive: through a
-streamer there, through `Engine.stream` here.
+streamer there, through `Engine.stream` here. Behind the rounds both sides write the answer once
+more, untimed, with their logits: tokens that differ are said to be a matter of rounding only where
+the logits explain that.
 """
 
 import argparse
@@ -27,7 +29,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from peers import Answer, Transformers
+from peers import Transformers
+from token_agreement import TOP, Agreement, agreement
 
 from internvl2 import device as devices
 from internvl2.bench.random_weights import save_random
@@ -35,6 +38,7 @@ from internvl2.bench.timing import Arrivals, Spread, ask
 from internvl2.checkpoint.hub import EMBEDDED
 from internvl2.engine.device_report import read_facts
 from internvl2.engine.engine import Engine, EngineOptions
+from internvl2.engine.sequence import SamplingParams
 from internvl2.family import parameters
 from internvl2.processing.conversation import Message, Picture
 from internvl2.processing.processor import Processor
@@ -82,8 +86,10 @@ class Result:
     prefill_ratio: float
     """Median over the rounds of their time by ours, each pair measured one after the other."""
     decode_ratio: float
-    equal_tokens: int
-    """Tokens from the beginning of the answer that both sides chose alike."""
+    tokens: Agreement
+    """Whether both sides wrote the same."""
+    repeats: bool
+    """Whether each side wrote the same in every round."""
 
 
 @dataclass(frozen=True)
@@ -107,36 +113,55 @@ def make_prompt(processor: Processor, tiles: int) -> Prompt:
     return prompt
 
 
-def measure(name: str, engine: Engine, theirs: Answer, work: argparse.Namespace) -> list[Result]:
+def measure(
+    name: str, engine: Engine, theirs: Transformers, work: argparse.Namespace
+) -> list[Result]:
     """Every picture, both sides taking turns; the first round warms up and does not count."""
-    sides = (theirs, partial(ask, engine))
+    sides = (theirs.answer, partial(ask, engine))
     results = []
     for tiles in work.tiles:
         prompt = make_prompt(engine.processor, tiles)
         rounds = [[side(prompt, work.tokens) for side in sides] for _ in range(1 + work.rounds)]
-        results.append(compare(name, engine, prompt, rounds[1:]))
+        tokens = compare_tokens(engine, theirs, prompt, work)
+        results.append(summarise(name, engine, prompt, rounds[1:], tokens))
         show(results[-1])
     return results
 
 
-def compare(name: str, engine: Engine, prompt: Prompt, pairs: list[list[Arrivals]]) -> Result:
+def compare_tokens(
+    engine: Engine, theirs: Transformers, prompt: Prompt, work: argparse.Namespace
+) -> Agreement:
+    """Both answers once more, with what their tokens were chosen from."""
+    params = SamplingParams(max_tokens=work.tokens, ignore_eos=True, logprobs=TOP)
+    answer = engine.answer(prompt, params)
+    dtype = str(theirs.dtype).removeprefix("torch.")
+    written = theirs.written(prompt, work.tokens)
+    return agreement(written, answer.token_ids, answer.logprobs, dtype)
+
+
+def summarise(
+    name: str, engine: Engine, prompt: Prompt, pairs: list[list[Arrivals]], tokens: Agreement
+) -> Result:
     """What the rounds say, each of which has their answer and ours."""
     weight = engine.model.decoder.embedding.weight
-    theirs, mine = pairs[0]
-    equal = [a == b for a, b in zip(theirs.ids, mine.ids, strict=True)]
     return Result(
         model=name,
         weights=parameters(engine.model.config).total,
         dtype=str(weight.dtype).removeprefix("torch."),
         tiles=len(prompt.tiles),
         prompt_tokens=len(prompt.token_ids),
-        answer_tokens=len(mine.ids),
+        answer_tokens=len(pairs[0][1].ids),
         rounds=len(pairs),
         transformers=Speed.of([theirs for theirs, _ in pairs]),
         ours=Speed.of([mine for _, mine in pairs]),
         prefill_ratio=statistics.median(a.first_ms / b.first_ms for a, b in pairs),
         decode_ratio=statistics.median(b.tokens_per_s / a.tokens_per_s for a, b in pairs),
-        equal_tokens=equal.index(False) if False in equal else len(equal),
+        tokens=tokens,
+        repeats=all(
+            answer.ids == first.ids
+            for pair in pairs
+            for answer, first in zip(pair, pairs[0], strict=True)
+        ),
     )
 
 
@@ -147,7 +172,8 @@ def show(result: Result) -> None:
         f"| {result.model} | {result.tiles} | {result.prompt_tokens} "
         f"| {theirs.first_ms.median:.0f} | {mine.first_ms.median:.0f} "
         f"| {result.prefill_ratio:.2f} | {theirs.tokens_per_s.median:.1f} "
-        f"| {mine.tokens_per_s.median:.1f} | {result.decode_ratio:.2f} | {result.equal_tokens} |",
+        f"| {mine.tokens_per_s.median:.1f} | {result.decode_ratio:.2f} | {result.tokens}"
+        f"{'' if result.repeats else ', not the same in every round'} |",
         flush=True,
     )
 
@@ -196,7 +222,7 @@ def main() -> None:
             with Engine.load(
                 model, device=str(device), dtype=work.dtype, options=OPTIONS
             ) as engine:
-                results += measure(name, engine, theirs.answer, work)
+                results += measure(name, engine, theirs, work)
     if work.json is not None:
         found = {"machine": asdict(machine), "results": [asdict(result) for result in results]}
         work.json.write_text(json.dumps(found, indent=1))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from token_agreement import Written
 from torch import Tensor
 
 from internvl2 import device as devices
@@ -71,6 +72,21 @@ class Transformers:
     def answer_compiled(self, prompt: Prompt, num_tokens: int) -> Arrivals:
         """The same with a static cache, for which transformers compiles its steps on a GPU."""
         return self._timed(prompt, num_tokens, {"cache_implementation": "static"})
+
+    def written(self, prompt: Prompt, num_tokens: int) -> Written:
+        """So many tokens and what they were chosen from, not to be timed."""
+        ids = torch.tensor([prompt.token_ids], device=self.device)
+        found = self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **self._media([prompt]),
+        )
+        logits = torch.cat(found.logits).float().cpu()
+        return Written(found.sequences[0, ids.shape[1] :].tolist(), logits.log_softmax(-1))
 
     def seconds_for(self, prompts: Sequence[Prompt], num_tokens: int) -> float:
         """For answers to all prompts in one batch, padded on the left."""

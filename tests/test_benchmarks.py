@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from internvl2.engine.sequence import Logprobs, TokenLogprob
 from internvl2.train.recipe import Recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -138,6 +139,37 @@ def test_the_speed_of_an_answer_counts_the_tokens_behind_the_first(latency):
     assert speed.tokens_per_s.median == pytest.approx(10)
 
 
+@pytest.mark.parametrize(
+    ("ours", "shift", "equal", "verdict"),
+    [
+        ([3, 1, 2], 0.0, 3, "equal"),
+        ([3, 1, 2], 0.5, 3, "different"),
+        ([3, 5, 0], 1e-5, 1, "equal but for rounding"),
+        ([3, 0, 0], 1e-5, 1, "different"),
+        ([0, 0, 0], 1e-5, 0, "equal but for rounding"),
+        ([0, 0, 0], 0.5, 0, "different"),
+    ],
+)
+def test_other_tokens_are_called_equal_only_where_logits_explain_them(
+    monkeypatch, ours, shift, equal, verdict
+):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("token_agreement")
+    logprobs = torch.zeros(3, 6)
+    logprobs[0, 3], logprobs[0, 0] = 2.0, 2.0 - 1e-5
+    logprobs[1, 1], logprobs[1, 5] = 2.0, 2.0 - 1e-5
+    logprobs[2, 2] = 2.0
+    reports = [report_of(ours[place], logprobs[place] + shift) for place in range(3)]
+    found = module.agreement(module.Written([3, 1, 2], logprobs), ours, reports, "float32")
+    assert (found.equal_tokens, found.verdict) == (equal, verdict)
+    assert found.difference == pytest.approx(shift, abs=1e-6)
+
+
+def report_of(token, logprobs):
+    top = tuple(TokenLogprob(i, value) for i, value in enumerate(logprobs.tolist()))
+    return Logprobs(top[token], top)
+
+
 @pytest.mark.slow
 def test_the_latency_benchmark_compares_both_sides_on_one_prompt(tmp_path):
     pytest.importorskip("transformers")
@@ -148,7 +180,10 @@ def test_the_latency_benchmark_compares_both_sides_on_one_prompt(tmp_path):
     found = json.loads(report.read_text())
     (result,) = found["results"]
     assert found["machine"]["threads"] >= 1
-    assert result["equal_tokens"] == result["answer_tokens"] == 3
+    assert result["tokens"]["equal_tokens"] == result["answer_tokens"] == 3
+    assert result["tokens"]["verdict"] == "equal"
+    assert result["tokens"]["margin"] > 100 * result["tokens"]["difference"]
+    assert result["repeats"]
     assert len(result["ours"]["first_ms"]["every"]) == 1
     assert result["prefill_ratio"] > 0
     assert result["decode_ratio"] > 0
