@@ -80,6 +80,12 @@ def test_packs_are_full_and_alike_in_cost():
     assert np.std(work) < 0.1 * np.mean(work)
 
 
+def test_kinds_of_samples_of_almost_one_size_stay_mixed_in_all_packs():
+    sizes = [(25, 1), (24, 1)] * 40
+    packs = plan_packs(waiting(sizes), LIMITS, COSTS)
+    assert {sum(number % 2 for number in pack.samples) for pack in packs} == {2}
+
+
 def test_a_sample_that_no_pack_holds_is_refused():
     with pytest.raises(ValueError, match="101 tokens and 0 tiles is too large"):
         Planner(LIMITS, COSTS).add(Waiting(0, 101, 0))

@@ -2,8 +2,8 @@
 
 A pack is begun with the sample that waits longest, so that nobody waits for ever, and filled from a
 window of those after it with whatever lies closest to the room that is left (the dot product of
-demand and room, both as shares of a whole pack). What a pack holds depends on the samples' sizes
-and order alone.
+demand and room, both as shares of a whole pack), the first of those that are about as close. What a
+pack holds depends on the samples' sizes and order alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,6 +21,9 @@ samples in their order as each is made, from a window of the pack's own."""
 
 MOST_REFUSED = 3
 """Samples without room after which a pack that takes them in order is full."""
+ALIKE = 0.95
+"""Share of the closest that counts as close: among such samples the order decides. If it were 1,
+the last packs of a small data set would hold nothing but its shorter kind of samples."""
 UNEVENNESS = 1.1
 """How much more arithmetic than the mean pack a pack may hold."""
 
@@ -132,7 +135,8 @@ class Planner:
             room = room - demand[chosen]
             fits = free & (demand <= room + 1e-9).all(axis=1)
             closeness = np.where(fits, demand @ np.maximum(room, 0), -1.0)
-            chosen = int(closeness.argmax()) if fits.any() else -1
+            is_close = closeness >= ALIKE * closeness.max()
+            chosen = int(is_close.argmax()) if fits.any() else -1
         taken = [sample for sample, is_free in zip(waiting, free, strict=True) if not is_free]
         self._waiting = [s for s, is_free in zip(waiting, free, strict=True) if is_free]
         return PackPlan(
