@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from internvl2.train.monitoring import log as log_module
-from internvl2.train.monitoring.log import RunLog, StepRecord, ValidationRecord, draw, read_records
+from internvl2.train.monitoring.log import (
+    RunLog,
+    StepRecord,
+    ValidationRecord,
+    draw,
+    read_records,
+    smoothed,
+)
 
 
 def record(step: int) -> StepRecord:
@@ -124,3 +131,16 @@ def test_the_line_of_a_step_says_what_people_look_for():
     line = record(5).line(10)
     assert line.startswith("step 5/10  loss 1.0000  rate 0.001  gradient 1 (decoder 1)")
     assert "20 tokens/s  2.0 tiles/s  0.1 GiB  waited 0.00 s" in line
+
+
+@pytest.mark.parametrize("steps", [40, 4000])
+def test_the_smoothed_loss_follows_short_runs_as_closely_as_long_ones(steps: int):
+    falling = [1 - step / steps for step in range(steps)]
+    assert smoothed(falling)[-1] - falling[-1] < 0.06
+    jagged = [step % 2 for step in range(steps)]
+    assert abs(smoothed(jagged)[-1] - 0.5) < 0.25
+
+
+def test_a_smoothed_loss_begins_with_the_first_and_stays_with_a_constant_one():
+    assert smoothed([3.0] * 30) == pytest.approx([3.0] * 30)
+    assert smoothed([]) == []

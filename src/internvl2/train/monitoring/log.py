@@ -225,12 +225,26 @@ def draw(folder: Path) -> Path | None:
     return folder / "loss.png"
 
 
+def smoothed(values: Sequence[float]) -> list[float]:
+    """A running mean in which older values fade, right from the first one on.
+
+    It lags behind by a twentieth of all values, so that it follows short runs as it does long ones.
+    """
+    keep = 1 - 1 / max(2.0, len(values) / 20)
+    smooth: list[float] = []
+    total = weight = 0.0
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        smooth.append(total / weight)
+    return smooth
+
+
 def _draw_losses(
     axes: "Axes", steps: Sequence[StepRecord], measured: Sequence[tuple[int, float]]
 ) -> None:
     where, losses = [record.step for record in steps], [record.loss for record in steps]
     axes.plot(where, losses, alpha=0.3, label="loss of each step")
-    axes.plot(where, _smoothed(losses), _style(steps), label="loss, smoothed")
+    axes.plot(where, smoothed(losses), _style(steps), label="loss, smoothed")
     if measured:
         axes.plot(*zip(*measured, strict=True), "o-", label="validation loss")
     axes.set_ylabel("loss")
@@ -255,16 +269,6 @@ def _interval(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
-
-
-def _smoothed(values: Sequence[float], keep: float = 0.9) -> list[float]:
-    """A running mean in which older values fade, right from the first one on."""
-    smooth: list[float] = []
-    total = weight = 0.0
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        smooth.append(total / weight)
-    return smooth
 
 
 def _drop_after(path: Path, done: int) -> None:
