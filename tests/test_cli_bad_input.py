@@ -99,6 +99,7 @@ def test_options_without_sense_are_refused(chat_complaint: Complaint, option: st
         ),
         ("chat --bogus hi", "unknown option --bogus; see internvl2 chat --help"),
         ("chat --imag x", "unknown option --imag; did you mean --image-path or --image?"),
+        ("eval a.jsonl --show 1", "unknown option --show; see internvl2 --help"),
         ("chat a b c", "not understood: b, c; see internvl2 chat --help"),
         ("chat --dtype int3", "--dtype is 'int3'; known: 'bfloat16', 'float16', 'float32', 'bf16'"),
         ("chat --seed x", "--seed is 'x', not a whole number; see internvl2 chat --help"),

@@ -12,6 +12,7 @@ _NEW_WORDS = {
     r"Missing value for argument '(.+)'\..*": r"\1 needs a value",
     r"Missing from .*:": "missing:",
     r"Expected one of \{(.+)\}\.": r"a command is missing; known: \1",
+    r"Unrecognized or misplaced options: (\S+) .*": r"unknown option \1",
     r"Unrecognized options: (-[^,]*).*": r"unknown option \1",
     r"Unrecognized options: (.+)": r"not understood: \1",
 }
@@ -22,7 +23,7 @@ def as_line(framed: str, command: str) -> str:
     sections = _sections(framed)
     if not sections:
         return " ".join(framed.split())
-    first, others = sections[0], sections[1:]
+    first, rest = sections[0], sections[1:]
     names = [match[1] for line in first if (match := _NAMED.fullmatch(line))]
     message = first[0] if names else " ".join(" ".join(first).split())
     for pattern, words in _NEW_WORDS.items():
@@ -30,12 +31,13 @@ def as_line(framed: str, command: str) -> str:
             message = re.sub(pattern, words, message)
             break
     parts = [f"{message} {', '.join(names)}" if names else message]
-    for section in others:
+    for section in rest:
         if section[0].startswith("Available subcommands: "):
             parts.append(section[0].replace("Available subcommands", "known commands"))
         elif section[0] == "Perhaps you meant:":
             options = re.findall(r"(?<!\S)--[\w.-]+", section[1])
-            parts.append(f"did you mean {' or '.join(options)}?")
+            others = [option for option in options if not message.endswith(f" {option}")]
+            parts += [f"did you mean {' or '.join(others)}?"] if others else []
     return "; ".join([*parts, f"see {command} --help"])
 
 
