@@ -132,7 +132,8 @@ class Chat:
         options = PictureOptions(official=self.media.official_pictures)
         boxes = find_boxes(text)
         draw_boxes(open_picture(self.pictures[0], options), boxes).save(target)
-        logger.info("%d boxes in the answer; drawn to %s", len(boxes), target)
+        count = f"{len(boxes)} box{'es' if len(boxes) != 1 else ''}"
+        logger.info("%s in the answer; drawn to %s", count, target)
 
     def _converse(self, loaded: LoadedEngine) -> None:
         from internvl2.cli.session import Session
