@@ -78,7 +78,7 @@ class CudaRecorder:
                 work()
         except RuntimeError:
             # The allocator believes that the old pool is still being recorded into, and goes on to
-            # ask the graph whether it is.
+            # look at the graph: a later one in its place would be taken for it.
             self._failed.append(graph)
             self._pool = torch.cuda.graph_pool_handle()
             raise

@@ -155,7 +155,8 @@ class GraphClock:
                 for _ in range(RUNS):
                     run()
         except RuntimeError:
-            # The allocator asks it to the end of the process whether it is being recorded.
+            # The allocator goes on to look at it: a later graph in its place would be taken for it,
+            # and would keep memory that nobody gives back.
             self._failed.append(graph)
             raise
         return graph
