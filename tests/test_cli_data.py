@@ -91,6 +91,14 @@ def test_a_check_says_what_is_learned_and_ends_well(
     assert "<mark>a word" in Path("page.html").read_text("utf-8")
 
 
+def test_a_run_of_few_short_steps_is_told_to_take_more_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    _, out = checked(["--packs-per-step", "1"], capsys)
+    assert "the run: 1 step of 1 pack; so few change little: lengthen the schedule\n" in out
+
+
 def test_faults_make_the_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -283,7 +283,7 @@ def _name(box: _Box, crowded: bool) -> str:
     if not label:
         return ""
     colour = box.colour if box.marked.is_meant else "#d40000"
-    lifted = ";transform:translateY(-100%)" if top > SCALE * 0.08 else ""
+    lifted = ";transform:translateY(calc(-100% - 1px))" if top > SCALE * 0.08 else ""
     # A name near the right side would be cut off, so it ends where its box does.
     side, room = ("left", SCALE - left) if left < SCALE * 0.6 else ("right", right)
     room = min(room, max(right - left, NARROWEST)) if crowded else room

@@ -225,7 +225,8 @@ def _run_lines(report: Report) -> Iterator[str]:
     yield f"an epoch of all training sets: {_packed(report.epoch, report.pack_tokens)}"
     if report.steps is not None:
         packs = counted(report.packs_per_step, "pack")
-        few = "; so few change little: lower --packs-per-step, or lengthen the schedule"
+        shorter = "lower --packs-per-step, or " if report.packs_per_step > 1 else ""
+        few = f"; so few change little: {shorter}lengthen the schedule"
         yield f"the run: {counted(report.steps, 'step')} of {packs}{few * (report.steps < FEW)}"
 
 
