@@ -21,6 +21,17 @@ def test_latency_is_a_table(capsys: pytest.CaptureFixture[str]):
     assert said[-1].startswith("next tokens, batch 1")
 
 
+@pytest.mark.trained
+def test_nano_is_measured_with_its_own_weights_unless_another_is_named(
+    capsys: pytest.CaptureFixture[str],
+):
+    few = ["--device", "cpu", "--rounds", "1", "--tokens", "3", "--text-only"]
+    assert main(["bench", "latency", *few]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("nano (in the package): 13.7M weights, ")
+    assert "GB/s of weights" in said[2]
+
+
 def test_throughput_is_an_object_for_programs(capsys: pytest.CaptureFixture[str]):
     options = ["--requests", "2", "--frames", "2", "--preprocess", "fast", "--json"]
     assert main(["bench", "throughput", *SMALL, *options]) == 0
@@ -38,7 +49,7 @@ def test_throughput_is_an_object_for_programs(capsys: pytest.CaptureFixture[str]
         ("latency --size 12", "'12' is not WIDTHxHEIGHT"),
         ("latency --text-only --frames 2", "--text-only asks without pictures"),
         ("latency --random --model 2b --offline", "--offline goes with weights that are loaded"),
-        ("latency --revision main", "--revision goes with weights that are loaded"),
+        ("latency --random --revision main", "--revision goes with weights that are loaded"),
         ("latency --tokens 1", "--tokens is 1"),
         ("throughput --requests 0", "--requests is 0"),
         ("throughput --size 9x9 --frames 2", "--size and --frames are both given"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg, subcommand
 
 from internvl2.checkpoint.hub import EMBEDDED
-from internvl2.cli.loading import engine_options, load_engine
+from internvl2.cli.loading import engine_options, load_engine, require_model
 from internvl2.cli.options import LoadOptions, MediaOptions, as_typed, require_within
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SUBJECT_TOKENS = 32
 FEW, MANY = 8, 64
 """Requests at once on a CPU, and on an accelerator."""
-BenchedModel = Annotated[str | None, arg(aliases=("-m",)), as_typed("NAME|PATH")]
+BenchedModel = Annotated[str, arg(aliases=("-m",)), as_typed("NAME|PATH")]
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,17 @@ class Asked:
 class Benched:
     """A model to measure."""
 
-    model: BenchedModel = None
-    """Directory, hub id or short name; nano's shape with random weights unless given."""
+    model: BenchedModel = EMBEDDED
+    """Directory, hub id (OpenGVLab/InternVL2-2B) or short name (internvl2-2b); nano is built in."""
     random: bool = False
-    """Random weights in the shape of a released model (2b, internvl2_5-8b): nothing is loaded."""
+    """Random weights in the shape of the model (2b, internvl2_5-8b): nothing is loaded."""
     json: bool = False
     """Print one JSON object instead of a table."""
     load: LoadOptions = field(default_factory=LoadOptions)
 
     def check(self) -> None:
         """Refuses options of loading where nothing is loaded."""
+        require_model(self.model)
         self.load.check()
         given = {
             "--adapter": self.load.adapter,
@@ -89,33 +90,27 @@ class Benched:
             "--offline": self.load.offline,
         }
         for name, value in given.items():
-            if self.is_random and value:
+            if self.random and value:
                 raise ValueError(f"{name} goes with weights that are loaded, not with random ones")
-
-    @property
-    def is_random(self) -> bool:
-        """Whether nothing is loaded."""
-        return self.random or self.model is None
 
     def open(self, sizes: "EngineOptions") -> "tuple[Engine, Conditions]":
         """The engine, and what is told of it."""
         from internvl2.bench.conditions import Conditions
 
-        if not self.is_random:
-            loaded = load_engine(self.model or EMBEDDED, self.load, MediaOptions(), sizes)
+        if not self.random:
+            loaded = load_engine(self.model, self.load, MediaOptions(), sizes)
             return loaded.engine, Conditions.of(loaded.engine, loaded.origin, loaded.load_s)
         from internvl2.bench.random_weights import random_engine
 
-        name = self.model or EMBEDDED
         engine = random_engine(
-            name,
+            self.model,
             device=self.load.device,
             dtype=self.load.dtype,
             quantize=self.load.quantize,
             options=engine_options(self.load, sizes),
             tensor_parallel=self.load.tensor_parallel,
         )
-        return engine, Conditions.of(engine, f"{name}, random weights")
+        return engine, Conditions.of(engine, f"{self.model}, random weights")
 
     def show(self, conditions: "Conditions", rows: "Iterator[Row]") -> None:
         """Prints rows as they come, or all of them as JSON."""
