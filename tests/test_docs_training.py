@@ -145,7 +145,7 @@ def check_files(folder: Path) -> None:
 def test_every_command_of_the_lesson_in_flags_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_nano(tmp_path / "nano")
     monkeypatch.chdir(tmp_path)
-    fewer = {"--count 800": "--count 12", "--count 200": "--count 3"}
+    fewer = {"--count 600": "--count 12", "--count 100": "--count 3"}
     for line in lesson(fewer):
         tiny = line if " data make " in line else f"{line} --model ./nano"
         assert run(tiny) == 0, tiny
@@ -161,7 +161,7 @@ def test_nano_learns_flags_that_it_has_not_seen(
 ):
     """The lesson with fewer pictures, each seen as often."""
     monkeypatch.chdir(tmp_path)
-    fewer = {"--count 800": "--count 240", "--count 200": "--count 60"}
+    fewer = {"--count 600": "--count 320", "--count 100": "--count 50"}
     exact = []
     for line in lesson(fewer):
         asked = " eval " in line

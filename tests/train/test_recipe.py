@@ -41,13 +41,16 @@ LORA = {f"{size}-lora": full._replace(drop_path=0.0) for size, full in OFFICIAL.
 
 NANO = ("nano", *(f"nano-{stage}" for stage in range(1, 5)))
 
+NANO_LORA = ("nano-lora", "nano-flags")
+
 
 def test_every_released_size_has_a_recipe():
-    assert set(names()) == OFFICIAL.keys() | PADDLEMIX.keys() | LORA.keys() | {*NANO, "nano-lora"}
+    assert set(names()) == OFFICIAL.keys() | PADDLEMIX.keys() | LORA.keys() | {*NANO, *NANO_LORA}
 
 
-def test_the_adapters_of_nano_learn_beside_a_tower_that_sees_each_picture_once():
-    recipe = Recipe.read("nano-lora")
+@pytest.mark.parametrize("name", NANO_LORA)
+def test_the_adapters_of_nano_learn_beside_a_tower_that_sees_each_picture_once(name):
+    recipe = Recipe.read(name)
     assert recipe.model == "nano"
     assert recipe.lora.decoder_rank > 0
     assert recipe.feature_cache is not None
