@@ -208,7 +208,7 @@ def test_a_suite_has_a_row_for_each_part_with_its_own_metrics(evaluate: Evaluate
     scores = {row["name"]: list(row["scores"]) for row in report["categories"]}
     assert report["answered"] == len(scores) == len(SUITES["nano"])
     assert scores == {part.name: list(part.metrics) for part in SUITES["nano"]}
-    assert report["settings"]["data"] == "nano, 1 of each part, difficulty 0.5"
+    assert report["settings"]["data"] == "nano, 1 of each part, difficulty 1"
     before = lines_of(tmp_path / "out")
     assert evaluate(*suite, *USUAL, "--json", "--out", tmp_path / "out") == done
     assert lines_of(tmp_path / "out") == before

@@ -69,7 +69,7 @@ class Eval:
     count: Annotated[int | None, arg(metavar="N")] = None
     """Questions of each part of the suite; 500 unless given."""
     difficulty: Annotated[float | None, arg(metavar="SHARE")] = None
-    """0 to 1, of the suite's pictures: smaller and longer text, more styles; 0.5 unless given."""
+    """0 to 1, of the suite's pictures: smaller and longer text, more styles; 1 unless given."""
     model: ModelName = EMBEDDED
     """Directory, hub id (OpenGVLab/InternVL2-2B) or short name (internvl2-2b); nano is built in."""
     metric: UseAppendAction[tuple[MetricName, ...]] = ()
@@ -161,7 +161,7 @@ class Eval:
 
         parts = {part.name: part for part in find(name)}
         count = self.count or USUAL_COUNT
-        difficulty = 0.5 if self.difficulty is None else self.difficulty
+        difficulty = 1.0 if self.difficulty is None else self.difficulty
         with console.progress(len(parts) * count, "drawing", unit="question") as bar:
             suite = draw_suite(name, count, difficulty, bar.update)
         return _Quiz(
