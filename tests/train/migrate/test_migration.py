@@ -336,6 +336,7 @@ def test_full_training_with_swift_2_goes_over():
 
 def test_adapters_of_swift_2_go_over_by_the_type_of_their_model():
     options = "--quantization_bit 4 --lora_target_modules ALL --lora_dropout_p 0.1 --max_length -1"
+    options += " --max_steps -1 --self_cognition_sample 0 --add_output_dir_suffix false"
     found = migrate(f"swift sft --model_type internvl2-8b --sft_type lora {options}", "x")
     recipe = found.recipe
     assert found.is_complete

@@ -33,8 +33,6 @@ VALUES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "auto": "none"},
         "quantization_bit": {"0": "none"},
         "max_length": {"-1": "none"},
-        "save_total_limit": {"-1": "none"},
-        "max_steps": {"-1": "none"},
         "lora_target_modules": {"all": "all-linear"},
     }
 )
