@@ -23,7 +23,7 @@ EXACT = ("exact_match", "anls")
 NUMBERS = ("relaxed_accuracy", "exact_match")
 
 PATIENCE = 2000
-"""Samples in a row that do not fit a part; one in seventeen does at the least difficulty that has any (0.2)."""
+"""Samples in a row that do not fit a part; at difficulty 0.2 one in seventeen fits the rarest."""
 
 
 @dataclass(frozen=True, slots=True)
