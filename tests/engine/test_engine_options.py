@@ -14,7 +14,9 @@ from internvl2.processing.conversation import Message
 
 
 def test_graphs_are_refused_on_a_cpu(make_engine):
-    with pytest.raises(ValueError, match="graphs need a CUDA device; this engine is on cpu"):
+    with pytest.raises(
+        ValueError, match="the option graphs needs a CUDA device; this engine is on cpu"
+    ):
         make_engine(graphs=True)
 
 

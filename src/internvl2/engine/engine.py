@@ -23,6 +23,7 @@ from internvl2.engine.batch import Answered, Batch, Work
 from internvl2.engine.batch_sizes import sizes_up_to
 from internvl2.engine.blank_prompts import shortest_prompt, tower_prompts
 from internvl2.engine.chat import Chat
+from internvl2.engine.device_cutter import device_cutter
 from internvl2.engine.engine_options import EngineOptions
 from internvl2.engine.follower import StoredModel
 from internvl2.engine.graphs import CudaRecorder, Recorder
@@ -61,7 +62,6 @@ class Engine:
         """
         options = options or EngineOptions()
         self.model = model.eval()
-        self.processor = processor
         self._team = team
         weight = model.decoder.embedding.weight
         request = options.memory_request(weight.device)
@@ -96,6 +96,8 @@ class Engine:
         )
         if request.records:
             recorder = CudaRecorder(weight.device)
+        cutter = device_cutter(weight.device) if request.cuts else None
+        self.processor = processor if cutter is None else processor.cutting_with(cutter)
         self._most_tiles = runner_options.vision_tiles
         self.runner = runner_of(model, runner_options, recorder, team)
         self._loop = StepLoop(self.scheduler, self.runner)

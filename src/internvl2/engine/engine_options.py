@@ -34,6 +34,9 @@ class EngineOptions:
     graphs: bool | None = None
     """Whether steps of written tokens, and runs of the tower over few tiles, are recorded as CUDA
     graphs; None does so on a GPU."""
+    device_cutting: bool | None = None
+    """Whether pictures are resized and cut on the device, into the same tiles; None does so on a
+    GPU. Larger ones than a dozen megapixels are cut by the host everywhere."""
 
     def memory_request(self, device: torch.device) -> MemoryRequest:
         """What an engine on this device should hold, its usual sizes filled in."""
@@ -47,14 +50,16 @@ class EngineOptions:
             max_context=self.max_context,
             cache_tokens=self.cache_tokens,
             memory_share=self.memory_share,
-            records=self._records(device),
+            records=_on_gpu("graphs", self.graphs, device),
+            cuts=_on_gpu("device_cutting", self.device_cutting, device),
         )
 
-    def _records(self, device: torch.device) -> bool:
-        """Whether CUDA graphs are recorded, or ValueError where they are wanted and cannot be."""
-        if self.graphs and device.type != "cuda":
-            raise ValueError(f"graphs need a CUDA device; this engine is on {device}")
-        return device.type == "cuda" if self.graphs is None else self.graphs
+
+def _on_gpu(name: str, wanted: bool | None, device: torch.device) -> bool:
+    """Whether to do what only GPUs can, or ValueError where it is wanted and cannot be."""
+    if wanted and device.type != "cuda":
+        raise ValueError(f"the option {name} needs a CUDA device; this engine is on {device}")
+    return device.type == "cuda" if wanted is None else wanted
 
 
 def _or_usual(value: int | None, usual: int) -> int:

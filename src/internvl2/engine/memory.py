@@ -12,6 +12,7 @@ import torch
 from internvl2.config import InternVLConfig, Quantization
 from internvl2.engine.activations import StepSizes, step_bytes
 from internvl2.engine.batch_sizes import sizes_up_to
+from internvl2.engine.device_cutter import RESERVED_BYTES
 from internvl2.engine.tile_encoder import recorded_sizes
 from internvl2.model.internvl import InternVL
 from internvl2.model.low_bit import quantize_for_answers, stored_bytes
@@ -44,6 +45,8 @@ class MemoryRequest:
     """How much of an accelerator's free memory may be used."""
     records: bool = False
     """Whether steps of written tokens and runs of the tower are recorded as CUDA graphs."""
+    cuts: bool = False
+    """Whether pictures are cut on the device."""
     gathers: bool = False
     """Whether attention of these copies what it reads, for want of a kernel."""
 
@@ -173,7 +176,7 @@ class _Needs:
             self.quantization,
         )
         steps = step_bytes(self.config, self.dtype, self.device, sizes)
-        return steps + request.vision_cache_bytes
+        return steps + request.vision_cache_bytes + (RESERVED_BYTES if request.cuts else 0)
 
     def most_blocks(self, context: int, wanted: int) -> int:
         """Blocks that fit, of those wanted; no sequence is longer than all of them."""

@@ -71,7 +71,7 @@ def _with_long_weights(
     if axis == 0:
         behind *= pixels.shape[1]
     outer, place, inner = np.unravel_index(wanted, (before, length, behind))
-    taps, values = _taps(old, length), pixels.reshape(-1)
+    taps, values = filter_taps(old, length), pixels.reshape(-1)
     first = (outer * old + taps.starts[place]) * behind + inner
     total = np.full(len(wanted), 1 << (WEIGHT_BITS - 1))
     for tap, weights in enumerate(taps.weights):
@@ -80,7 +80,7 @@ def _with_long_weights(
     return np.clip(total >> WEIGHT_BITS, 0, 255).astype(np.uint8)
 
 
-class _Taps(NamedTuple):
+class Taps(NamedTuple):
     """Which old pixels each new one is a sum of."""
 
     starts: Int[np.ndarray, " length"]
@@ -89,7 +89,7 @@ class _Taps(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _taps(old: int, new: int) -> _Taps:
+def filter_taps(old: int, new: int) -> Taps:
     """Pillow's weights: the filter where it is cut off by the edge is scaled to a sum of one."""
     scale = old / new
     stretch = max(scale, 1.0)
@@ -99,7 +99,7 @@ def _taps(old: int, new: int) -> _Taps:
     places = starts + np.arange(int((stops - starts).max()))[:, None]
     weights = np.where(places < stops, _bicubic((places + 0.5 - centres) / stretch), 0.0)
     weights *= (1 << WEIGHT_BITS) / weights.sum(axis=0)
-    return _Taps(starts, np.trunc(weights + np.copysign(0.5, weights)).astype(np.int64))
+    return Taps(starts, np.trunc(weights + np.copysign(0.5, weights)).astype(np.int64))
 
 
 def _bicubic(x: np.ndarray) -> np.ndarray:

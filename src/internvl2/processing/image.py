@@ -7,8 +7,9 @@ the whole is added where there is more than one tile (`dynamic_preprocess` of th
 unless asked otherwise (`resize`).
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,6 +20,7 @@ from internvl2.processing.pixels import PictureOptions, open_picture, picture_si
 from internvl2.processing.resize import Arithmetic, Place, resize_into
 
 __all__ = [
+    "Cutter",
     "Grid",
     "MediaError",
     "PictureOptions",
@@ -50,6 +52,26 @@ class Grid(NamedTuple):
     def with_thumbnail(self, use_thumbnail: bool) -> int:
         """Tiles of a picture cut so, with a thumbnail behind several where one is wanted."""
         return self.tiles + (use_thumbnail and self.tiles > 1)
+
+
+class Cutter(Protocol):
+    """Cuts pictures elsewhere, where that is faster, into the tiles that Pillow's pixels make."""
+
+    def most_together(self, size: tuple[int, int], grid: Grid, side: int) -> int:
+        """How many pictures of a width and height are cut at once; 0 where one is too large."""
+        ...
+
+    def cut(
+        self,
+        images: Sequence[Image.Image],
+        grid: Grid,
+        tiles: UInt8[np.ndarray, "pictures tiles side side 3"],
+    ) -> None:
+        """Fills the tiles of RGB pictures of one size, as many of them as are cut at once.
+
+        Where there is one tile more than in the grid it is the thumbnail.
+        """
+        ...
 
 
 @lru_cache(maxsize=256)

@@ -16,6 +16,7 @@ from PIL import Image
 from internvl2.config import InternVLConfig
 from internvl2.processing.conversation import Picture, Video
 from internvl2.processing.image import (
+    Cutter,
     Grid,
     PictureOptions,
     cut,
@@ -75,6 +76,8 @@ class MediaReader:
     config: InternVLConfig
     pictures: PictureOptions
     cache: TileCache | None = None
+    cutter: Cutter | None = None
+    """Where pictures are cut that are not too large for it; here without one."""
 
     def open(self, part: Picture | Video, max_tiles: int | None) -> Iterator[Opened]:
         """A picture, or each frame of a video."""
@@ -106,6 +109,8 @@ class MediaReader:
         if len(opened) == 1:
             alone = self.cut(opened[0], grids[0], digests)
             return CutAll(alone.tiles, (alone.digest,))
+        if self.cutter is not None and (most := self._most_together(self.cutter, opened, grids)):
+            return self._cut_together(self.cutter, opened, grids[0], most, digests)
         thumbnail, side = self.config.use_thumbnail, self.config.tile_size
         edges = list(accumulate((grid.with_thumbnail(thumbnail) for grid in grids), initial=0))
         tiles = np.empty((edges[-1], side, side, 3), np.uint8)
@@ -123,6 +128,31 @@ class MediaReader:
             return CutAll(tiles, tuple(map(fill, opened, grids, edges)))
         with ThreadPoolExecutor(threads) as pool:
             return CutAll(tiles, tuple(pool.map(fill, opened, grids, edges)))
+
+    def _most_together(
+        self, cutter: Cutter, opened: Sequence[Opened], grids: Sequence[Grid]
+    ) -> int:
+        """How many are cut at once where all are alike and none is kept, as frames are."""
+        kinds = {(one.size, grid, one.source) for one, grid in zip(opened, grids, strict=True)}
+        if len(kinds) != 1 or opened[0].source is not None:
+            return 0
+        return cutter.most_together(opened[0].size, grids[0], self.config.tile_size)
+
+    def _cut_together(
+        self, cutter: Cutter, opened: Sequence[Opened], grid: Grid, most: int, digests: bool
+    ) -> CutAll:
+        """The tiles of pictures of one size."""
+        images, side = [one.decode() for one in opened], self.config.tile_size
+        each = grid.with_thumbnail(self.config.use_thumbnail)
+        tiles = np.empty((len(images), each, side, side, 3), np.uint8)
+        for first in range(0, len(images), most):
+            lot = slice(first, first + most)
+            cutter.cut(images[lot], grid, tiles[lot])
+        known = (b"",) * len(images)
+        if digests:
+            with ThreadPoolExecutor(max(1, self.pictures.threads)) as pool:
+                known = tuple(pool.map(digest, tiles))
+        return CutAll(tiles.reshape(-1, side, side, 3), known)
 
     def cut(self, opened: Opened, grid: Grid, digests: bool) -> Cut:
         """The tiles of one picture, those of its whole among them where the model wants that."""
@@ -148,8 +178,12 @@ class MediaReader:
 
     def _cut(self, opened: Opened, grid: Grid, thumbnail: bool) -> Tiles:
         image = opened.decode()
-        pictures, size = self.pictures, self.config.tile_size
-        return cut(image, grid, size, thumbnail, pictures.arithmetic, pictures.threads)
+        pictures, side = self.pictures, self.config.tile_size
+        if self.cutter is not None and self.cutter.most_together(image.size, grid, side):
+            tiles = np.empty((1, grid.tiles + thumbnail, side, side, 3), np.uint8)
+            self.cutter.cut([image], grid, tiles)
+            return tiles[0]
+        return cut(image, grid, side, thumbnail, pictures.arithmetic, pictures.threads)
 
     def _open_picture(self, part: Picture, budget: int) -> Opened:
         if self.cache is None or isinstance(part.source, Image.Image):

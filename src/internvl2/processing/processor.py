@@ -9,7 +9,7 @@ from typing import Any
 
 from internvl2.config import InternVLConfig
 from internvl2.processing.conversation import Conversation, Message, Text
-from internvl2.processing.image import Grid, PictureOptions, choose_grid
+from internvl2.processing.image import Cutter, Grid, PictureOptions, choose_grid
 from internvl2.processing.layout import ImageTokens, Layout, MediumSize
 from internvl2.processing.media import Measured, MediaReader, Opened
 from internvl2.processing.prompt import MediaSpan, Prompt
@@ -95,6 +95,7 @@ class Processor:
         self.pictures = pictures or PictureOptions()
         self.tile_cache = tile_cache
         """Keeps pictures that may come again; None cuts them each time."""
+        self._cutter: Cutter | None = None
         controls = _control_ids(self.template, tokenizer)
         self.stop_token_ids: tuple[int, ...] = tuple(
             dict.fromkeys([controls[self.template.end], *generation_eos])
@@ -126,6 +127,12 @@ class Processor:
         """The same tokenizer and template for tiles that are cut in another way."""
         other = copy(self)
         other.config, other.pictures = config, pictures
+        return other
+
+    def cutting_with(self, cutter: Cutter) -> "Processor":
+        """The same, with pictures cut elsewhere where they are not too large for that."""
+        other = copy(self)
+        other._cutter = cutter
         return other
 
     def encode(self, conversation: Conversation, *, options: EncodeOptions | None = None) -> Prompt:
@@ -182,7 +189,7 @@ class Processor:
         return (self.template.default_system if default is None else default), conversation
 
     def _reader(self) -> MediaReader:
-        return MediaReader(self.config, self.pictures, self.tile_cache)
+        return MediaReader(self.config, self.pictures, self.tile_cache, self._cutter)
 
     def _plan(self, opened: _Media, limit: int | None) -> _Plan:
         return _Plan(tuple(tuple(self._grid(one, limit) for one in part) for part in opened))

@@ -168,7 +168,7 @@ def _num_pieces(old: tuple[int, int], new: tuple[int, int], threads: int) -> int
 
 def _fill(places: Sequence[Place], pieces: Sequence[int], plane: _Plane, start: _Start) -> None:
     """Resizes the picture for every place: all begin with the first axis."""
-    orders = [_order(plane.shape, place.shape) for place in places]
+    orders = [axis_order(plane.shape, place.shape) for place in places]
     halves = [
         [
             start(partial(_resized, plane, order.first, place.shape[order.first], *bounds))
@@ -219,19 +219,19 @@ def _bounds(length: int, tiles: int, pieces: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in pairwise([*inner, length]) if a < b]
 
 
-class _Order(NamedTuple):
+class AxisOrder(NamedTuple):
     """Along which axis a picture is resized first."""
 
     first: int
     second: int
 
 
-def _order(old: tuple[int, int], new: tuple[int, int]) -> _Order:
+def axis_order(old: tuple[int, int], new: tuple[int, int]) -> AxisOrder:
     """Columns first, as Pillow does; from 13.0 on rows where many more of them are to go."""
     fewer_rows, fewer_columns = old[ROWS] - new[ROWS], old[COLUMNS] - new[COLUMNS]
     if fewer_rows > max(0, 2 * fewer_columns) and _pillow_chooses():
-        return _Order(ROWS, COLUMNS)
-    return _Order(COLUMNS, ROWS)
+        return AxisOrder(ROWS, COLUMNS)
+    return AxisOrder(COLUMNS, ROWS)
 
 
 @cache

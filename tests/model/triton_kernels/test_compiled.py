@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from internvl2.model.triton_kernels import (
-    gate, paged_decode, row_product, sum_norm, turn_and_store, vision
+    gate, paged_decode, resample, row_product, sum_norm, turn_and_store, vision
 )
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -89,6 +89,13 @@ for inputs, outputs, is_gated in ((896, 4864, True), (14336, 4096, False), (4096
              "tile": row_product.TILE, "is_normed": is_gated, "is_gated": is_gated,
              "has_scales": numbers != "*bf16", "has_bias": True},
         )
+compiled(
+    resample._resample,
+    {"pixels": "*u8", "starts": "*i32", "weights": "*i32", "out": "*u8"},
+    ["values", "old", "new", "inner", "taps"],
+    {"weight_bits": 22, "tile": resample.TILE},
+    num_warps=4,
+)
 compiled(gate._gate, {"product": "*bf16", "out": "*bf16"}, [], {"inner": 4864, "tile": gate.TILE})
 for dim, inner, is_centred in ((1024, 4096, True), (3200, 12800, False)):
     width = triton.next_power_of_2(dim)
@@ -118,7 +125,7 @@ def test_kernels_compile_for_hopper_and_spill_nothing(monkeypatch):
     run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
-    assert len(lines) == 31
+    assert len(lines) == 32
     for line in lines:
         usage = re.search(r"REG:(\d+) STACK:(\d+)", line)
         assert usage, line

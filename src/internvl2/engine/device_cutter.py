@@ -1,0 +1,152 @@
+"""Pictures cut into tiles on a CUDA device, with Pillow's arithmetic to the last bit.
+
+Pixels go there and tiles come back, so that prompts, caches and digests are what they are
+everywhere; even so a picture takes a tenth of the time that threads of the host need for it.
+One lot of pictures is there at a time, on a stream that runs before the model's work.
+"""
+
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Int32, UInt8
+from PIL import Image
+from torch import Tensor
+
+from internvl2.model.kernel_choice import KernelChoice, Trial
+from internvl2.processing.fast_resize import WEIGHT_BITS, filter_taps
+from internvl2.processing.image import Grid, cut
+from internvl2.processing.resize import ROWS, axis_order
+
+MOST_BYTES = 72 * 2**20
+"""Of pixels at all stages, of the pictures that are on the device together."""
+RESERVED_BYTES = 2 * MOST_BYTES
+"""What the memory plan keeps for them: pieces of other sizes leave gaps."""
+KEPT_TAPS = 64
+"""Weights that stay on the device, by old and new length; a few kilobytes each."""
+
+_Pixels = UInt8[Tensor, "pictures height width 3"]
+
+
+class DeviceCutter:
+    """Cuts pictures on one device; any thread may ask."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._stream = torch.cuda.Stream(priority=-1)
+        self._alone = threading.Lock()
+        self._resizer = PictureResizer(device)
+
+    def most_together(self, size: tuple[int, int], grid: Grid, side: int) -> int:
+        """How many pictures of a width and height are cut at once; 0 where one is too large."""
+        return MOST_BYTES // _bytes_of(size, grid, side)
+
+    def cut(
+        self,
+        images: Sequence[Image.Image],
+        grid: Grid,
+        tiles: UInt8[np.ndarray, "pictures tiles side side 3"],
+    ) -> None:
+        """Fills the tiles of RGB pictures of one size, as many of them as are cut at once."""
+        (width, height), count = images[0].size, len(images)
+        side, thumbnail = tiles.shape[2], tiles.shape[1] > grid.tiles
+        with torch.cuda.device(self._device):
+            pinned = torch.empty(count, height, width, 3, dtype=torch.uint8, pin_memory=True)
+            for row, image in zip(pinned.numpy(), images, strict=True):
+                row[:] = np.asarray(image)
+            with self._alone, torch.cuda.stream(self._stream):
+                there = pinned.to(self._device, non_blocking=True)
+                # The copy back waits for this stream alone, and holds up no other thread.
+                torch.from_numpy(tiles).copy_(self._resizer.tiles(there, grid, side, thumbnail))
+
+
+def device_cutter(device: torch.device) -> DeviceCutter | None:
+    """What cuts pictures on a device; None, with a warning, where its kernel does not do."""
+    trial = Trial(
+        "pictures resized on the device",
+        fused=lambda pixels: PictureResizer(pixels.device).tiles(pixels, _TRIED, _SIDE, True),
+        plain=_cut_by_pillow,
+        inputs=(_example(device),),
+        tolerance=0.0,
+    )
+    return DeviceCutter(device) if KernelChoice().prepare(trial) else None
+
+
+class _Taps(NamedTuple):
+    """`fast_resize.Taps` on the device."""
+
+    starts: Int32[Tensor, " length"]
+    weights: Int32[Tensor, "taps length"]
+
+
+class PictureResizer:
+    """The arithmetic, on the current stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._taps = lru_cache(maxsize=KEPT_TAPS)(self._upload_taps)
+
+    def tiles(
+        self, pixels: _Pixels, grid: Grid, side: int, thumbnail: bool
+    ) -> UInt8[Tensor, "pictures tiles side side 3"]:
+        """Tiles in reading order, then the thumbnail where there is more than one tile."""
+        whole = self._resized(pixels, (grid.rows * side, grid.columns * side))
+        pattern = "n (rows y) (columns x) c -> n (rows columns) y x c"
+        tiles = rearrange(whole, pattern, y=side, x=side)
+        if not thumbnail or grid.tiles == 1:
+            return tiles.contiguous()
+        return torch.cat([tiles, self._resized(pixels, (side, side))[:, None]], dim=1)
+
+    def _resized(self, pixels: _Pixels, shape: tuple[int, int]) -> _Pixels:
+        height, width = pixels.shape[1:3]
+        for axis in axis_order((height, width), shape):
+            pixels = self._along(pixels, axis, shape[axis])
+        return pixels
+
+    def _along(self, pixels: _Pixels, axis: int, length: int) -> _Pixels:
+        from internvl2.model.triton_kernels.resample import resample
+
+        count, height, width, _ = pixels.shape
+        if (height, width)[axis] == length:
+            return pixels
+        taps = self._taps((height, width)[axis], length)
+        if axis == ROWS:
+            lines = rearrange(pixels, "n y x c -> n y (x c)")
+            resized = resample(lines, taps.starts, taps.weights, WEIGHT_BITS)
+            return rearrange(resized, "n y (x c) -> n y x c", x=width)
+        lines = rearrange(pixels, "n y x c -> (n y) x c")
+        resized = resample(lines, taps.starts, taps.weights, WEIGHT_BITS)
+        return rearrange(resized, "(n y) x c -> n y x c", n=count)
+
+    def _upload_taps(self, old: int, new: int) -> _Taps:
+        taps = filter_taps(old, new)
+        return _Taps(*(torch.from_numpy(x.astype(np.int32)).to(self._device) for x in taps))
+
+
+def _bytes_of(size: tuple[int, int], grid: Grid, side: int) -> int:
+    """Pixels of a picture, resized along one axis, along both, and cut; and of its thumbnail."""
+    width, height = size
+    wide, high = grid.columns * side, grid.rows * side
+    between = max(height * max(wide, side), width * max(high, side))
+    return 3 * (width * height + between + 2 * wide * high + 2 * side * side)
+
+
+_TRIED, _SIDE = Grid(2, 1), 32
+
+
+def _example(device: torch.device) -> UInt8[Tensor, "one height width 3"]:
+    """A picture that is enlarged along one axis and shrunk along the other, in two tiles."""
+    numbers = np.random.default_rng(0).integers(0, 256, (1, 90, 45, 3), np.uint8)
+    return torch.from_numpy(numbers).to(device)
+
+
+def _cut_by_pillow(
+    pixels: UInt8[Tensor, "one height width 3"],
+) -> UInt8[Tensor, "one tiles side side 3"]:
+    image = Image.fromarray(pixels[0].cpu().numpy())
+    return torch.from_numpy(cut(image, _TRIED, _SIDE))[None].to(pixels.device)
