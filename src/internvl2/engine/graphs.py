@@ -14,10 +14,9 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-Work = Callable[[], None]
+from internvl2.model.cuda_graphs import WARM_UPS, GraphStream
 
-WARM_UPS = 2
-"""Runs before a recording: kernels are compiled and chosen, workspaces made."""
+Work = Callable[[], None]
 
 _logger = logging.getLogger(__name__)
 
@@ -49,40 +48,11 @@ class CudaRecorder:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        with torch.cuda.device(device):
-            self._stream = torch.cuda.Stream()
-            self._pool = torch.cuda.graph_pool_handle()
-        self._failed: list[torch.cuda.CUDAGraph] = []
+        self._stream = GraphStream(device, shares_memory=True)
 
     def record(self, work: Work) -> Work:
         """A graph of the work, which has run a few times before."""
-        with torch.cuda.device(self._device):
-            current = torch.cuda.current_stream()
-            self._stream.wait_stream(current)
-            # Within its own stream, so that a failure to begin leaves the caller's as it was.
-            with torch.cuda.stream(self._stream):
-                for _ in range(WARM_UPS):
-                    work()
-                graph = self._capture(work)
-            current.wait_stream(self._stream)
-        return graph.replay
-
-    def _capture(self, work: Work) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        whole = torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        )
-        try:
-            with whole:
-                work()
-        except RuntimeError:
-            # The allocator believes that the old pool is still being recorded into, and goes on to
-            # look at the graph: a later one in its place would be taken for it.
-            self._failed.append(graph)
-            self._pool = torch.cuda.graph_pool_handle()
-            raise
-        return graph
+        return self._stream.record(work).replay
 
 
 class Graphs:

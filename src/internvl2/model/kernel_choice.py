@@ -14,6 +14,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from internvl2.model.cuda_graphs import GraphStream
+
 Outputs = Tensor | tuple[Tensor, ...]
 
 TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
@@ -117,49 +119,38 @@ class KernelChoice:
 
 
 class GraphClock:
-    """Times runs as they are within CUDA graphs.
-
-    All graphs of a device are recorded on one stream: libraries keep memory for products on each.
-    """
+    """Times runs as they are within CUDA graphs."""
 
     def __init__(self) -> None:
-        self._streams: dict[int, torch.cuda.Stream] = {}
-        self._failed: list[torch.cuda.CUDAGraph] = []
+        self._streams: dict[int, GraphStream] = {}
 
     def seconds(self, run: Callable[[], object]) -> float:
         """How long one of several runs takes, its operands no longer in the cache."""
-        device = torch.cuda.current_device()
-        stream = self._streams.get(device) or torch.cuda.Stream(device)
-        self._streams[device] = stream
-        properties = torch.cuda.get_device_properties(device)
-        others = torch.empty(2 * properties.L2_cache_size, dtype=torch.uint8, device=stream.device)
-        graph = self._recorded(lambda: (others.zero_(), run()), stream)
-        times: list[float] = []
-        for _ in range(REPEATS):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-        return median(times) / RUNS / 1000
+        index = torch.cuda.current_device()
+        device = torch.device("cuda", index)
+        if index not in self._streams:
+            self._streams[index] = GraphStream(device, shares_memory=False)
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        others = torch.empty(2 * cache, dtype=torch.uint8, device=device)
 
-    def _recorded(
-        self, run: Callable[[], object], stream: torch.cuda.Stream
-    ) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        whole = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
-        try:
-            # Within its own stream, which a recording that fails would leave the caller with.
-            with torch.cuda.stream(stream), whole:
-                for _ in range(RUNS):
-                    run()
-        except RuntimeError:
-            # The allocator goes on to look at it: a later graph in its place would be taken for it,
-            # and would keep memory that nobody gives back.
-            self._failed.append(graph)
-            raise
-        return graph
+        def runs() -> None:
+            for _ in range(RUNS):
+                others.zero_()
+                run()
+
+        return _median_seconds(self._streams[index].record(runs).replay) / RUNS
+
+
+def _median_seconds(repeat: Callable[[], None]) -> float:
+    times: list[float] = []
+    for _ in range(REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        repeat()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return median(times) / 1000
 
 
 def _difference(found: Outputs, expected: Outputs, tolerance: float | None) -> str | None:

@@ -135,5 +135,8 @@ def _trial(linear: LowBitLinear, rows: int, candidate: Plan, found: Plan | None)
 
 
 def _states(linear: LowBitLinear, rows: int) -> Float[Tensor, "rows inputs"]:
+    """Drawn without touching the random numbers of whoever loads a model."""
     device = linear.codes.device
-    return torch.randn(rows, linear.in_features, dtype=linear.dtype, device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    shape = rows, linear.in_features
+    return torch.randn(shape, generator=generator, dtype=linear.dtype, device=device)
