@@ -48,7 +48,8 @@ def test_a_row_far_from_zero_keeps_its_digits_in_a_layer_norm(device, dtype):
     x = random(device, dtype, 2, 48) + 100
     one, nothing = torch.ones(48, device=device, dtype=dtype), torch.zeros_like(x)
     total, normed = scaled_sum_norm(x, nothing, one, one, nothing[0], 1e-6)
-    assert_close(normed, F.layer_norm(total, (48,), eps=1e-6))
+    # PyTorch's own fp32 kernels are less exact than that, and not alike on all devices.
+    assert_close(normed, F.layer_norm(total.double(), (48,), eps=1e-6).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

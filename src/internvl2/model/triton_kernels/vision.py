@@ -105,6 +105,8 @@ def _scaled_sum_norm(
     row = rounded.to(tl.float32)
     if is_centred:
         row = tl.where(is_inside, row - tl.sum(row, 0) / dim, 0.0)
+        # What rounding the mean of large numbers left behind.
+        row = tl.where(is_inside, row - tl.sum(row, 0) / dim, 0.0)
     row *= tl.rsqrt(tl.sum(row * row, 0) / dim + eps)
     row *= tl.load(weight + column, mask=is_inside, other=0.0).to(tl.float32)
     if is_centred:
