@@ -79,7 +79,7 @@ class Subjects:
         chosen = self.fused.vision.kernels
         names = ("scaled_sum_norm", "biased_gelu", "norm_queries_and_keys")
         used = [name for name in names if getattr(chosen, name) is not None]
-        used += [name for name, attend in ATTENTIONS.items() if chosen.attend is attend]
+        used += [name for name, each in ATTENTIONS.items() if chosen.attend is each.attend]
         return ", ".join(used) or "none"
 
 

@@ -7,13 +7,15 @@ import torch
 
 from internvl2.config import VisionConfig
 from internvl2.model import fused_vision
-from internvl2.model.fused_vision import fuse_vision
+from internvl2.model.fused_vision import TileAttention, fuse_vision
 from internvl2.model.kernel_choice import KernelChoice
 from internvl2.model.vision import VisionTower
 from internvl2.model.vision_kernels import PLAIN
 
 SIDE = 56
 SMALL = VisionConfig(48, 3, 4, 96, SIDE)
+EVEN = VisionConfig(64, 3, 4, 96, SIDE)
+"""With heads of 16 numbers; flash attention and cuDNN's take multiples of 8 alone."""
 LARGE = VisionConfig(48, 3, 4, 96, SIDE, qk_norm=True, norm="rms_norm", qkv_bias=False)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
@@ -92,29 +94,83 @@ def test_flash_and_cudnn_are_tried_on_gpus_alone():
     assert fused_vision._fastest_attention(KernelChoice(), trials) is None
 
 
+def attention_that(suits):
+    """Kernels of that name, which note what they are called with."""
+    calls = []
+
+    def attend(q, k, v):
+        calls.append(q.shape)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    return TileAttention(attend, suits), calls
+
+
+@pytest.mark.parametrize(
+    ("config", "suits"), [(EVEN, False), (SMALL, True)], ids=["PyTorch's answer", "padded heads"]
+)
+def test_attention_that_does_not_take_such_heads_is_never_called(
+    monkeypatch, caplog, config, suits
+):
+    asked = []
+    named, calls = attention_that(lambda params: asked.append(params) or suits)
+    monkeypatch.setattr(fused_vision, "ATTENTIONS", {"one": named})
+    trials = fused_vision._Trials.of(tower_of(config, torch.bfloat16))
+    assert fused_vision._fastest(KernelChoice(), trials) is None
+    assert calls == []
+    assert caplog.records == []
+    if config is EVEN:
+        assert (asked[0].query.shape, asked[0].query.dtype) == ((7, 4, 17, 16), torch.bfloat16)
+        assert not asked[0].query.is_contiguous()  # as in the tower
+
+
+def test_pytorch_has_neither_flash_nor_cudnn_attention_for_cpus():
+    trials = fused_vision._Trials.of(tower_of(EVEN, torch.bfloat16))
+    assert not any(trials.suits(name) for name in fused_vision.ATTENTIONS)
+
+
 @pytest.mark.parametrize(
     ("usual", "one", "other", "taken"), [(1, 2, 3, None), (2, 1, 3, "one"), (3, 2, 1, "other")]
 )
 def test_the_fastest_attention_is_taken(monkeypatch, usual, one, other, taken):
-    sdpa = torch.nn.functional.scaled_dot_product_attention
-    named = {"one": lambda q, k, v: sdpa(q, k, v), "other": lambda q, k, v: sdpa(q, k, v)}
+    named = {name: attention_that(lambda params: True)[0] for name in ("one", "other")}
     monkeypatch.setattr(fused_vision, "ATTENTIONS", named)
-    trials = fused_vision._Trials.of(tower_of(SMALL))
+    trials = fused_vision._Trials.of(tower_of(EVEN))
     fastest = min(usual, one)
     # What is tried is timed first, then the fastest before it.
     seconds = iter([one, usual, other, fastest])
     choice = KernelChoice(seconds=lambda run: float(next(seconds)))
     found = fused_vision._fastest(choice, trials)
-    assert found is (None if taken is None else named[taken])
+    assert found is (None if taken is None else named[taken].attend)
 
 
 @pytest.mark.gpu
 @pytest.mark.compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("config", [SMALL, LARGE], ids=["layer norms", "RMS norms"])
+@pytest.mark.parametrize("config", [SMALL, EVEN, LARGE], ids=["odd heads", "even", "RMS norms"])
 def test_a_fused_tower_gives_what_the_plain_one_gives_on_a_gpu(config, dtype):
     tower, pixels = tower_of(config, dtype, "cuda"), pixels_of(13, dtype, "cuda")
     plain = tower(pixels)
     fuse_vision(tower, KernelChoice())
     assert tower.kernels.scaled_sum_norm is not None
     assert_close(tower(pixels), plain)
+
+
+@pytest.mark.gpu
+@pytest.mark.compiled
+@pytest.mark.parametrize("config", [SMALL, EVEN], ids=["odd heads", "even"])
+def test_a_tower_is_prepared_again_and_again_in_one_process(config, caplog):
+    # cuDNN's kernel, refused once, would end the process when asked a second time.
+    for _ in range(3):
+        fuse_vision(tower_of(config, torch.bfloat16, "cuda"), KernelChoice())
+    assert "attention" not in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", fused_vision.ATTENTIONS)
+def test_attention_called_by_name_agrees_with_pytorchs_own_on_a_gpu(name):
+    trials = fused_vision._Trials.of(tower_of(EVEN, torch.bfloat16, "cuda"))
+    if not trials.suits(name):
+        pytest.skip(f"PyTorch has no {name} here")
+    q, k, v = (torch.randn(3, 4, 17, 16, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert_close(fused_vision.ATTENTIONS[name].attend(q, k, v), wanted)

@@ -5,6 +5,7 @@ taken where it agrees; where that is not certain to be faster it is timed as wel
 over a tile's patches is whichever of PyTorch's kernels is fastest.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_cudnn_attention, can_use_flash_attention
 
 from internvl2.model.kernel_choice import KernelChoice, Trial
 from internvl2.model.vision import VisionLayer, VisionTower, norm_numbers
@@ -22,6 +24,10 @@ from internvl2.model.vision_kernels import VisionKernels
 TILES = 7
 """Of the picture that kernels are timed on: half of the usual most."""
 HALF_PRECISION = (torch.bfloat16, torch.float16)
+HEAD_DIM_UNIT = 8
+"""Head sizes of attention called by name; PyTorch would pad others."""
+
+_logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -43,20 +49,30 @@ def fuse_vision(tower: VisionTower, choice: KernelChoice) -> None:
     )
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's flash attention; [tiles, heads, patches, head_dim] each."""
+@dataclass(frozen=True, slots=True)
+class TileAttention:
+    """One of PyTorch's kernels, called by name: who steers its choice does so for all threads."""
+
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """[tiles, heads, patches, head_dim] each."""
+    suits: Callable[[SDPAParams], bool]
+    """PyTorch's own answer whether the kernel takes such numbers: called by name, none checks."""
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
 
 
-def cudnn_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """cuDNN's attention; [tiles, heads, patches, head_dim] each."""
+def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, False)[0]
 
 
-ATTENTIONS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType(
-    {"flash attention over tiles": flash_attention, "cuDNN's attention over tiles": cudnn_attention}
+ATTENTIONS: Mapping[str, TileAttention] = MappingProxyType(
+    {
+        "flash attention over tiles": TileAttention(_flash, can_use_flash_attention),
+        "cuDNN's attention over tiles": TileAttention(_cudnn, can_use_cudnn_attention),
+    }
 )
-"""Called by name: the switches by which PyTorch's own choice is steered belong to all threads."""
 
 
 @dataclass(frozen=True)
@@ -125,26 +141,35 @@ class _Trials:
         product = self._random(2, 5, 3 * dim)
         return Trial("norms of a tile's queries and keys", fused, plain, (product,), case=dim)
 
+    def suits(self, name: str) -> bool:
+        """Whether the kernel takes the tower's numbers; another may end the whole process."""
+        q, k, v = self._heads(self._product())
+        params = SDPAParams(q, k, v, None, 0.0, False, False)
+        return q.shape[-1] % HEAD_DIM_UNIT == 0 and ATTENTIONS[name].suits(params)
+
     def attention(self, name: str, found: str | None = None) -> Trial:
         """Of one against the fastest that was found before; None is PyTorch's own choice."""
-        config = self.tower.config
-        product = self._random(TILES, self.patches, 3 * config.hidden_size)
 
         def over_heads(attend: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
             def of_product(product: Tensor) -> Tensor:
-                q, k, v = (
-                    rearrange(x, "t p (h d) -> t h p d", h=config.num_heads)
-                    for x in product.chunk(3, dim=-1)
-                )
-                return rearrange(attend(q, k, v), "t h p d -> t p (h d)").contiguous()
+                out = attend(*self._heads(product))
+                return rearrange(out, "t h p d -> t p (h d)").contiguous()
 
             return of_product
 
         usual = F.scaled_dot_product_attention
-        plain = over_heads(usual if found is None else ATTENTIONS[found])
-        fused = over_heads(ATTENTIONS[name])
-        case = (config.num_heads, self.patches, found)
-        return Trial(name, fused, plain, (product,), case, must_be_faster=True)
+        plain = over_heads(usual if found is None else ATTENTIONS[found].attend)
+        fused = over_heads(ATTENTIONS[name].attend)
+        case = (self.tower.config.num_heads, self.patches, found)
+        return Trial(name, fused, plain, (self._product(),), case, must_be_faster=True)
+
+    def _product(self) -> Tensor:
+        return self._random(TILES, self.patches, 3 * self.tower.config.hidden_size)
+
+    def _heads(self, product: Tensor) -> list[Tensor]:
+        heads = self.tower.config.num_heads
+        parts = product.chunk(3, dim=-1)
+        return [rearrange(part, "t p (h d) -> t h p d", h=heads) for part in parts]
 
     def _random(self, *shape: int) -> Tensor:
         """Drawn without touching the random numbers of whoever loads a model."""
@@ -168,9 +193,11 @@ def _fastest(
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     found = None
     for name in ATTENTIONS:
-        if choice.prepare(trials.attention(name, found)):
+        if not trials.suits(name):
+            _logger.debug("%s is not for such heads or types", name)
+        elif choice.prepare(trials.attention(name, found)):
             found = name
-    return None if found is None else ATTENTIONS[found]
+    return None if found is None else ATTENTIONS[found].attend
 
 
 def _taken(
