@@ -89,8 +89,10 @@ def test_several_results_are_compared_one_by_one(caplog):
     assert "result 2 of 2" in caplog.records[0].message
 
 
-@pytest.mark.parametrize(("fused_takes", "taken"), [(1e-6, True), (3e-6, False)])
-def test_the_faster_one_is_taken_where_that_is_asked(fused_takes: float, taken: bool, caplog):
+@pytest.mark.parametrize(
+    ("fused_takes", "taken"), [(1e-6, True), (1.9e-6, True), (1.98e-6, False), (3e-6, False)]
+)
+def test_a_clearly_faster_one_is_taken_where_that_is_asked(fused_takes: float, taken: bool, caplog):
     times = iter([fused_takes, 2e-6])
     choice = KernelChoice(seconds=lambda run: next(times))
     assert choice.prepare(replace(trial(lambda x: x + x), must_be_faster=True)) is taken
