@@ -25,10 +25,10 @@ class HostCutter:
     def most_together(self, size, grid, side):
         return self.most
 
-    def cut(self, images, grid, tiles):
-        self.lots.append(len(images))
-        for each, image in zip(tiles, images, strict=True):
-            each[:] = cut(image, grid, tiles.shape[2])
+    def cut(self, pictures, grid, tiles):
+        self.lots.append(len(pictures))
+        for each, picture in zip(tiles, pictures, strict=True):
+            each[:] = cut(Image.fromarray(picture), grid, tiles.shape[2])
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def frames(count, width=70, height=40):
 
 def tiles_by(cutter, images, grid, side):
     tiles = np.empty((len(images), grid.with_thumbnail(True), side, side, 3), np.uint8)
-    cutter.cut(images, grid, tiles)
+    cutter.cut([np.asarray(image) for image in images], grid, tiles)
     return tiles
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from internvl2.model.kernel_choice import KernelChoice, Trial
 from internvl2.processing.fast_resize import WEIGHT_BITS, filter_taps
 from internvl2.processing.image import Grid, cut
-from internvl2.processing.resize import ROWS, axis_order
+from internvl2.processing.resize import ROWS, Pixels, axis_order
 
 MOST_BYTES = 72 * 2**20
 """Of pixels at all stages, of the pictures that are on the device together."""
@@ -29,7 +29,7 @@ RESERVED_BYTES = 2 * MOST_BYTES
 KEPT_TAPS = 64
 """Weights that stay on the device, by old and new length; a few kilobytes each."""
 
-_Pixels = UInt8[Tensor, "pictures height width 3"]
+_Pictures = UInt8[Tensor, "pictures height width 3"]
 
 
 class DeviceCutter:
@@ -48,17 +48,16 @@ class DeviceCutter:
 
     def cut(
         self,
-        images: Sequence[Image.Image],
+        pictures: Sequence[Pixels],
         grid: Grid,
         tiles: UInt8[np.ndarray, "pictures tiles side side 3"],
     ) -> None:
-        """Fills the tiles of RGB pictures of one size, as many of them as are cut at once."""
-        (width, height), count = images[0].size, len(images)
+        """Fills the tiles of pictures of one size, as many of them as are cut at once."""
         side, thumbnail = tiles.shape[2], tiles.shape[1] > grid.tiles
         with torch.cuda.device(self._device):
-            pinned = torch.empty(count, height, width, 3, dtype=torch.uint8, pin_memory=True)
-            for row, image in zip(pinned.numpy(), images, strict=True):
-                row[:] = np.asarray(image)
+            shape = (len(pictures), *pictures[0].shape)
+            pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            np.stack(pictures, out=pinned.numpy())
             with self._alone, torch.cuda.stream(self._stream):
                 there = pinned.to(self._device, non_blocking=True)
                 # The copy back waits for this stream alone, and holds up no other thread.
@@ -92,7 +91,7 @@ class PictureResizer:
         self._taps = lru_cache(maxsize=KEPT_TAPS)(self._upload_taps)
 
     def tiles(
-        self, pixels: _Pixels, grid: Grid, side: int, thumbnail: bool
+        self, pixels: _Pictures, grid: Grid, side: int, thumbnail: bool
     ) -> UInt8[Tensor, "pictures tiles side side 3"]:
         """Tiles in reading order, then the thumbnail where there is more than one tile."""
         whole = self._resized(pixels, (grid.rows * side, grid.columns * side))
@@ -102,13 +101,13 @@ class PictureResizer:
             return tiles.contiguous()
         return torch.cat([tiles, self._resized(pixels, (side, side))[:, None]], dim=1)
 
-    def _resized(self, pixels: _Pixels, shape: tuple[int, int]) -> _Pixels:
+    def _resized(self, pixels: _Pictures, shape: tuple[int, int]) -> _Pictures:
         height, width = pixels.shape[1:3]
         for axis in axis_order((height, width), shape):
             pixels = self._along(pixels, axis, shape[axis])
         return pixels
 
-    def _along(self, pixels: _Pixels, axis: int, length: int) -> _Pixels:
+    def _along(self, pixels: _Pictures, axis: int, length: int) -> _Pictures:
         from internvl2.model.triton_kernels.resample import resample
 
         count, height, width, _ = pixels.shape

@@ -63,11 +63,11 @@ class Cutter(Protocol):
 
     def cut(
         self,
-        images: Sequence[Image.Image],
+        pictures: Sequence[UInt8[np.ndarray, "height width 3"]],
         grid: Grid,
         tiles: UInt8[np.ndarray, "pictures tiles side side 3"],
     ) -> None:
-        """Fills the tiles of RGB pictures of one size, as many of them as are cut at once.
+        """Fills the tiles of pictures of one size, as many of them as are cut at once.
 
         Where there is one tile more than in the grid it is the thumbnail.
         """

@@ -25,6 +25,7 @@ from internvl2.processing.image import (
     picture_size,
 )
 from internvl2.processing.pixels import read_picture
+from internvl2.processing.resize import Pixels
 from internvl2.processing.tile_cache import TileCache, Tiles, digest, digest_of_bytes
 from internvl2.processing.video import count_frames, read_frames
 
@@ -51,6 +52,8 @@ class Opened:
     decode: Callable[[], Image.Image]
     source: bytes | None = None
     """Hash of what it is made of; None where its tiles are not kept."""
+    pixels: Pixels | None = None
+    """Its pixels as they were hashed, where they were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +145,13 @@ class MediaReader:
         self, cutter: Cutter, opened: Sequence[Opened], grid: Grid, most: int, digests: bool
     ) -> CutAll:
         """The tiles of pictures of one size."""
-        images, side = [one.decode() for one in opened], self.config.tile_size
+        pictures, side = [_pixels(one) for one in opened], self.config.tile_size
         each = grid.with_thumbnail(self.config.use_thumbnail)
-        tiles = np.empty((len(images), each, side, side, 3), np.uint8)
-        for first in range(0, len(images), most):
+        tiles = np.empty((len(pictures), each, side, side, 3), np.uint8)
+        for first in range(0, len(pictures), most):
             lot = slice(first, first + most)
-            cutter.cut(images[lot], grid, tiles[lot])
-        known = (b"",) * len(images)
+            cutter.cut(pictures[lot], grid, tiles[lot])
+        known = (b"",) * len(pictures)
         if digests:
             with ThreadPoolExecutor(max(1, self.pictures.threads)) as pool:
                 known = tuple(pool.map(digest, tiles))
@@ -177,39 +180,47 @@ class MediaReader:
         return part.max_tiles or max_tiles or self.config.max_tiles
 
     def _cut(self, opened: Opened, grid: Grid, thumbnail: bool) -> Tiles:
-        image = opened.decode()
         pictures, side = self.pictures, self.config.tile_size
-        if self.cutter is not None and self.cutter.most_together(image.size, grid, side):
+        if self.cutter is not None and self.cutter.most_together(opened.size, grid, side):
             tiles = np.empty((1, grid.tiles + thumbnail, side, side, 3), np.uint8)
-            self.cutter.cut([image], grid, tiles)
+            self.cutter.cut([_pixels(opened)], grid, tiles)
             return tiles[0]
+        image = opened.decode()
         return cut(image, grid, side, thumbnail, pictures.arithmetic, pictures.threads)
 
     def _open_picture(self, part: Picture, budget: int) -> Opened:
+        known, pixels = None, None
         if self.cache is None or isinstance(part.source, Image.Image):
             image = open_picture(part.source, self.pictures)
-            known = None if self.cache is None else _digest_of_pixels(image, self.pictures.threads)
             decode, size = (lambda: image), image.size
+            if self.cache is not None:
+                pixels = np.asarray(image)
+                known = _digest_of_pixels(pixels, self.pictures.threads)
         else:
             encoded = read_picture(part.source, self.pictures)
             known = digest_of_bytes(encoded.content)
             decode, size = encoded.decode, encoded.size
         if not self._is_padded:
-            return Opened(size, budget, decode, known)
+            return Opened(size, budget, decode, known, pixels)
         side = max(size)
         return Opened((side, side), budget, lambda: pad_to_square(decode()), known)
 
 
-def _digest_of_pixels(image: Image.Image, threads: int) -> bytes:
+def _pixels(opened: Opened) -> Pixels:
+    return np.asarray(opened.decode()) if opened.pixels is None else opened.pixels
+
+
+def _digest_of_pixels(picture: Pixels, threads: int) -> bytes:
     """A hash of an RGB picture that is decoded already, never that of a file.
 
     It is a hash of the hashes of parts, so that threads can share the work.
     """
-    pixels = np.ascontiguousarray(image).reshape(-1)
+    height, width, _ = picture.shape
+    pixels = np.ascontiguousarray(picture).reshape(-1)
     parts = [pixels[first : first + PART].data for first in range(0, len(pixels), PART)]
     if threads == 1 or len(parts) == 1:
         hashes = [digest_of_bytes(part) for part in parts]
     else:
         with ThreadPoolExecutor(min(threads, len(parts))) as pool:
             hashes = list(pool.map(digest_of_bytes, parts))
-    return digest_of_bytes(repr(image.size).encode() + b"".join(hashes))
+    return digest_of_bytes(repr((width, height)).encode() + b"".join(hashes))
