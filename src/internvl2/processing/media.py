@@ -93,8 +93,9 @@ class MediaReader:
         frames = read_frames(
             part.source, part.num_frames, part.start, part.end, self.pictures, shrink_to
         )
-        for frame in frames.images:
-            yield Opened(frame.size, part.max_tiles, lambda frame=frame: frame)
+        for frame, index in zip(frames.images, frames.indices, strict=True):
+            pixels = _pixels_given(part, index)
+            yield Opened(frame.size, part.max_tiles, lambda frame=frame: frame, pixels=pixels)
 
     def measure(self, part: Picture | Video, max_tiles: int | None) -> Iterator[Measured]:
         """The sizes that `open` would find, from headers alone where they tell."""
@@ -204,6 +205,14 @@ class MediaReader:
             return Opened(size, budget, decode, known, pixels)
         side = max(size)
         return Opened((side, side), budget, lambda: pad_to_square(decode()), known)
+
+
+def _pixels_given(video: Video, index: int) -> Pixels | None:
+    """A frame of a video that its user has as an array."""
+    if isinstance(video.source, str | Path | bytes):
+        return None
+    frame = video.source[index]
+    return frame if isinstance(frame, np.ndarray) else None
 
 
 def _pixels(opened: Opened) -> Pixels:
