@@ -28,7 +28,7 @@ def recipe(data, tmp_path) -> Recipe:
         Image.new("RGB", (112, 112), (20 * number, 0, 128)).save(tmp_path / f"{number}.png")
         turns = [
             {"from": "human", "value": "<image>\nWhat colour?"},
-            {"from": "gpt", "value": f"colour {number}"},
+            {"from": "gpt", "value": f"colour {10 + number}"},  # as long each, compiled once
         ]
         lines.append(json.dumps({"image": f"{number}.png", "conversations": turns}) + "\n")
     (tmp_path / "train.jsonl").write_text("".join(lines))
@@ -74,10 +74,15 @@ def test_a_deterministic_run_on_a_gpu_goes_on_bit_by_bit(recipe, tmp_path, optim
         assert torch.equal(tensor, expected[name]), name
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_adapters_beside_4_bits_go_on_bit_by_bit_on_a_gpu(recipe, tmp_path, dora):
-    lora = Lora(8, vision_rank=4, dora=dora)
+@pytest.mark.parametrize(
+    ("lora", "compiled"),
+    [(Lora(8, vision_rank=4), False), (Lora(8, dora=True), True)],
+    ids=["LoRA of both parts", "compiled DoRA"],
+)
+def test_adapters_beside_4_bits_go_on_bit_by_bit_on_a_gpu(recipe, tmp_path, lora, compiled):
     recipe = replace(recipe, from_scratch=False, freeze=Freeze(), lora=lora, quantize="nf4")
+    # Layers with 4 bits take longest to compile: once is enough.
+    recipe = replace(recipe, compile=compiled)
     whole, resumed = whole_and_resumed(recipe, tmp_path)
     expected = load_model(recipe.model, adapter=whole).state_dict()
     for name, tensor in load_model(recipe.model, adapter=resumed).state_dict().items():
