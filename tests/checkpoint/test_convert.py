@@ -203,6 +203,32 @@ def test_killed_conversion_leaves_no_directory_of_that_name(source, tmp_path):
 
 
 @pytest.mark.slow
+def test_sigterm_ends_a_conversion_without_leaving_anything_also_when_it_comes_twice(
+    source, tmp_path
+):
+    code = f"""
+        import os, shutil, signal, sys
+        from internvl2.checkpoint import convert as module
+        from internvl2.cli import main
+        removed = shutil.rmtree
+        def terminate(*_):
+            print(os.listdir({str(tmp_path)!r}), flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        def remove(*arguments, **options):
+            terminate()
+            removed(*arguments, **options)
+        module._verify, shutil.rmtree = terminate, remove
+        sys.exit(main(["convert", {str(source)!r}, {str(tmp_path / "new")!r}, "--layout", "hf"]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    environment = os.environ | {"PYTHONPATH": "src"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 143, ended.stderr
+    assert ended.stdout.count(".partial") == 2
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["opengvlab", "paddlemix"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_memory_holds_one_shard_and_one_tensor_at_most(start, layout, tiny, tmp_path):

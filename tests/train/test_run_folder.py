@@ -22,6 +22,15 @@ def test_a_best_model_whose_replacement_was_cut_short_is_kept(tmp_path: Path, wa
     assert not scratch.exists()
 
 
+def test_what_a_killed_run_wrote_of_its_trained_model_goes_away(tmp_path: Path):
+    folder = RunFolder(tmp_path / "run", Recipe("model"))
+    folder.open()
+    for name in (".model", "..model.abcd.partial"):
+        (folder.path / name).mkdir()
+    folder.open()
+    assert [path.name for path in folder.path.iterdir()] == ["recipe.toml"]
+
+
 def test_a_run_does_not_go_on_with_other_drawn_samples(tmp_path: Path):
     folder = RunFolder(tmp_path / "run", Recipe("model"))
     folder.open()

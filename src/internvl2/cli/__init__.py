@@ -4,7 +4,7 @@ One class each.
 
 Results go to standard output and everything else to standard error. Exit codes: 0 done, 1 some
 requests were skipped, data have faults or flags no counterpart, 2 bad usage or bad input (one line
-says which), 130 interrupted.
+says which), 130 interrupted, 143 ended by SIGTERM.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from internvl2.cli.info import Info
 from internvl2.cli.migrate import Migrate, with_command
 from internvl2.cli.mistakes import as_line
 from internvl2.cli.plan import PlanTraining
+from internvl2.cli.termination import unwinding_on_sigterm
 from internvl2.cli.train import Train, TrainRecipe, parse_train
 from internvl2.cores import read_cores
 
@@ -40,11 +41,17 @@ that is not idle an answer would take several times as long."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code."""
+    """Runs one command and gives its exit code; SIGTERM raises `SystemExit` with it."""
     console.set_up_logging()
     _set_threads()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Chinese letters
+    with unwinding_on_sigterm():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """The exit code of a command, or of the mistake that it ends with."""
     try:
         command = _parse(sys.argv[1:] if arguments is None else arguments)
         code = command if isinstance(command, int) else command.run()

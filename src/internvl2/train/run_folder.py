@@ -41,6 +41,8 @@ ENDS = ("config.json", "adapter_config.json")
 
 SCRATCH = ".best."
 """How folders begin in which a best model is written."""
+UNFINISHED = ".model"
+"""The folder in which the trained model is written."""
 
 
 class RunFolder:
@@ -87,8 +89,7 @@ class RunFolder:
         self, weights: Mapping[str, Tensor], processor: Processor, base: Base | None
     ) -> None:
         """Puts the trained model, or adapters of `base`, there; what makes it one comes last."""
-        partial = self.path / ".model"
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = self.path / UNFINISHED
         self._save(weights, processor, base, partial)
         files = sorted(partial.iterdir(), key=lambda file: file.name in ENDS)
         for file in files:
@@ -110,7 +111,9 @@ class RunFolder:
         write_adapter(weights, processor.config, parts, base, folder)
 
     def _tidy(self) -> None:
-        """Removes what a killed run was about to put in the place of its best model."""
+        """Removes what a killed run was about to put in the place of a model."""
+        for scratch in (*self.path.glob(UNFINISHED), *self.path.glob(f".{UNFINISHED}.*")):
+            shutil.rmtree(scratch)
         for scratch in self.path.glob(f"{SCRATCH}*"):
             before = scratch / "old"
             if before.exists() and not self.best.exists():
