@@ -156,7 +156,7 @@ def test_packed_prompts_see_what_they_see_one_by_one(monkeypatch, lengths):
 
     one_by_one = attention._causal_attention
     with monkeypatch.context() as patch:
-        patch.setattr(attention, "_has_varlen_kernel", lambda q: len(q) == len(slots))
-        patch.setattr(attention, "_varlen_attention", varlen)
+        patch.setattr(attention, "has_varlen_kernel", lambda q: len(q) == len(slots))
+        patch.setattr(attention, "varlen_attention", varlen)
         found = attend.over_cache(0, q, k, v)
     torch.testing.assert_close(found, wanted)

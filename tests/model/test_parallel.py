@@ -121,9 +121,9 @@ def test_one_graph_serves_all_decoder_layers_and_all_lengths(monkeypatch: pytest
     """On the path of the GPU's kernel, which is imitated here."""
     from torch._dynamo.testing import CompileCounter  # takes seconds
 
-    monkeypatch.setattr("internvl2.model.attention._has_varlen_kernel", lambda q: True)
+    monkeypatch.setattr("internvl2.model.attention.has_varlen_kernel", lambda q: True)
     monkeypatch.setattr(
-        "internvl2.model.attention._varlen_attention",
+        "internvl2.model.attention.varlen_attention",
         lambda q, k, v, starts, ends, longest, _: q * (1 + 0 * longest) + 0 * starts.sum(),
     )
     layers, graphs = model().decoder.layers, CompileCounter()

@@ -19,6 +19,7 @@ from internvl2 import device as devices
 from internvl2.config import DTypeName
 from internvl2.cores import Cores, read_cores
 from internvl2.model.attention import takes_varlen
+from internvl2.model.fused import LARGE_SHARED_MEMORY
 from internvl2.model.kernel_choice import FIRST_CAPABILITY
 from internvl2.model.packed import can_pack
 
@@ -160,6 +161,8 @@ def _cuda_kernels(facts: DeviceFacts, dtype: torch.dtype, head_dim: int) -> tupl
     generation = ".".join(map(str, facts.capability))
     if takes_varlen(facts.capability, dtype, head_dim):
         first = "variable-length flash attention"
+        if facts.has_compiler and facts.capability[0] in LARGE_SHARED_MEMORY:
+            first += ", or a kernel in Triton where that is faster"
         why = f"compute capability {generation}, {_short(dtype)}, heads of {head_dim}"
     elif facts.capability < FIRST_FLASH:
         first = "scaled_dot_product_attention, memory-efficient kernel"

@@ -23,6 +23,8 @@ from internvl2.model.spans import DecodeSpan, PackedSpans, PrefillSpan
 
 DecodeKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """Queries, keys, values, block tables and lengths of `decode_attention` to what it gives."""
+PrefillKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
+"""What `varlen_attention` takes and gives."""
 
 BY_HEADS = 512
 """Fewest patches of a tile for which a call a head costs less than it saves."""
@@ -75,9 +77,9 @@ class PackedAttention:
         """Attend; the layer does not matter, since nothing is kept."""
         if ascend.has_packed_kernel(q.device):
             return ascend.packed_attention(q, k, v, self.lengths, self.lengths, self._mask)
-        if _has_varlen_kernel(q):
+        if has_varlen_kernel(q):
             edges, longest = self.boundaries, self.longest
-            return _varlen_attention(q, k, v, edges, edges, longest, longest)
+            return varlen_attention(q, k, v, edges, edges, longest, longest)
         bounds = list(pairwise([0, *accumulate(self.lengths)]))
         return torch.cat([_causal_attention(q[a:b], k[a:b], v[a:b]) for a, b in bounds])
 
@@ -102,6 +104,8 @@ class PagedAttention:
     decodes: DecodeSpan | None = None
     decode_kernel: DecodeKernel | None = None
     """What attends for single tokens on a device that has such a kernel (`fused`)."""
+    prefill_kernel: PrefillKernel | None = None
+    """What attends for prompts, where it is faster than PyTorch's kernel."""
 
     def __call__(
         self,
@@ -133,7 +137,7 @@ class PagedAttention:
     def _prefills(
         self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor
     ) -> list[Float[Tensor, "span heads head_dim"]]:
-        if self.prefills and _has_varlen_kernel(q):
+        if self.prefills and has_varlen_kernel(q):
             return self._packed_prefills(keys, values, q, k, v)
         seen = [(_seen(span, keys, k), _seen(span, values, v)) for span in self.prefills]
         if seen and ascend.has_packed_kernel(q.device):
@@ -149,6 +153,7 @@ class PagedAttention:
         self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor
     ) -> list[Float[Tensor, "queries heads head_dim"]]:
         outputs: list[Tensor] = []
+        attend = self.prefill_kernel or varlen_attention
         for pack in self._packs:
             rows = slice(pack.spans[0].start, pack.spans[-1].stop)
             seen_keys, seen_values = k[rows], v[rows]
@@ -158,17 +163,8 @@ class PagedAttention:
                     for x in (keys, values)
                 )
             q_bounds, k_bounds = pack.bounds
-            outputs.append(
-                _varlen_attention(
-                    q[rows],
-                    seen_keys,
-                    seen_values,
-                    q_bounds,
-                    k_bounds,
-                    pack.longest,
-                    pack.most_keys,
-                )
-            )
+            longest = pack.longest, pack.most_keys
+            outputs.append(attend(q[rows], seen_keys, seen_values, q_bounds, k_bounds, *longest))
         return outputs
 
     def _decodes(
@@ -275,11 +271,11 @@ def _causal_attention(
 ) -> Float[Tensor, "queries heads head_dim"]:
     """One sequence, whose last query is also its last key."""
     queries, keys = q.shape[0], k.shape[0]
-    if _has_varlen_kernel(q):
+    if has_varlen_kernel(q):
         # Made on the device: a copy of the numbers would wait for it, once a layer.
         q_bounds = torch.arange(0, queries + 1, queries, dtype=torch.int32, device=q.device)
         k_bounds = torch.arange(0, keys + 1, keys, dtype=torch.int32, device=q.device)
-        return _varlen_attention(q, k, v, q_bounds, k_bounds, queries, keys)
+        return varlen_attention(q, k, v, q_bounds, k_bounds, queries, keys)
     mask = None
     if queries not in (1, keys):
         mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
@@ -336,17 +332,27 @@ def _attend_one(
     return rearrange(out, "1 h g d -> (h g) d")
 
 
-def _has_varlen_kernel(q: Tensor) -> bool:
+def has_varlen_kernel(q: Tensor) -> bool:
     """Whether PyTorch's variable-length flash attention takes these tensors."""
     if q.device.type != "cuda":
         return False
     return takes_varlen(torch.cuda.get_device_capability(q.device), q.dtype, q.shape[-1])
 
 
-def _varlen_attention(
-    q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor, max_q: int, max_k: int
-) -> Tensor:
-    """Flash attention over a packed stream; queries are aligned to the end of their keys."""
+def varlen_attention(
+    q: Float[Tensor, "queries heads head_dim"],
+    k: Float[Tensor, "keys kv_heads head_dim"],
+    v: Float[Tensor, "keys kv_heads head_dim"],
+    q_bounds: Int[Tensor, " bounds"],
+    k_bounds: Int[Tensor, " bounds"],
+    max_q: int,
+    max_k: int,
+) -> Float[Tensor, "queries heads head_dim"]:
+    """PyTorch's flash attention over a packed stream of runs.
+
+    Bounds, in int32, say where the runs' queries and keys begin, and then how many there are; the
+    last query of a run sees all its keys.
+    """
     out = torch.ops.aten._flash_attention_forward(
         q, k, v, q_bounds, k_bounds, max_q, max_k, 0.0, True, False
     )

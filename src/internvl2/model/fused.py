@@ -12,7 +12,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from internvl2.model.attention import decode_attention
+from internvl2.model.attention import (
+    PrefillKernel,
+    decode_attention,
+    has_varlen_kernel,
+    varlen_attention,
+)
 from internvl2.model.decoder import Decoder, DecoderLayer
 from internvl2.model.joined import has_row_matrix, join_linears, row_matrix
 from internvl2.model.kernel_choice import KernelChoice, Trial
@@ -22,8 +27,14 @@ from internvl2.model.rotary import Positions, Rotation
 from internvl2.model.spans import DecodeSpan
 
 BLOCK_SIZE = 16
+PREFILLS = ((3328, 3328), (100, 612))
+"""Queries and keys in a trial: a picture of 13 tiles, and the end of a longer prompt."""
 LENGTHS = (1, BLOCK_SIZE, BLOCK_SIZE + 1, 150)
 """Tokens of the sequences in a trial."""
+PREFILL_WAYS = 2
+"""Of `packed_prefill.TILINGS`, which only Triton can be asked."""
+LARGE_SHARED_MEMORY = (9, 10)
+"""Major compute capabilities of GPUs that have what the kernel for prompts needs."""
 SPLITS = (None, 1, 3)
 """Of attention in a trial: as many as are usual there, one, and several."""
 
@@ -47,6 +58,7 @@ def fuse(decoder: Decoder, choice: KernelChoice, *, is_whole: bool = True) -> No
         if attention
         else None,
         paged_decode=_chosen(choice, trials.paged_decode(), _paged_decode),
+        prefill=_fastest_prefill(choice, trials),
         head=_chosen(choice, trials.head(), _row_product)
         if type(decoder.head) is nn.Linear
         else None,
@@ -141,6 +153,30 @@ class _Trials:
         case = (self.heads, self.kv_heads, size)
         return Trial("attention over the cache", fused, plain, (q, cache, tables, lengths), case)
 
+    def prefill(self, number: int, found: int | None) -> Trial:
+        """One way of the kernel against another, or against PyTorch's; None is that."""
+        size = self.layer.attention.head_dim
+        queries, keys = map(sum, zip(*PREFILLS, strict=True))
+        q = self._random(queries, self.heads, size)
+        k, v = self._random(2, keys, self.kv_heads, size)
+        bounds = torch.tensor([(0, 0), *PREFILLS]).cumsum(0).T.to(q.device, torch.int32)
+        longest, most = (max(column) for column in zip(*PREFILLS, strict=True))
+
+        def by(attend: PrefillKernel) -> Callable[..., Tensor]:
+            def of_bounds(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
+                q_bounds, k_bounds = bounds.contiguous()
+                return attend(q, k, v, q_bounds, k_bounds, longest, most)
+
+            return of_bounds
+
+        def fused(*inputs: Tensor) -> Tensor:
+            return by(_packed_prefill(number))(*inputs)
+
+        plain = by(varlen_attention if found is None else _packed_prefill(found))
+        case = (self.heads, self.kv_heads, size, number, found)
+        inputs = (q, k, v, bounds)
+        return Trial("attention of prompts", fused, plain, inputs, case, must_be_faster=True)
+
     def row(self, kernels: FusedKernels) -> Trial:
         attention, mlp = self.layer.attention, self.layer.mlp
         dim, inner = attention.o.out_features, attention.o.in_features
@@ -197,11 +233,29 @@ class _Trials:
         norms, eps = self.layer.attention.head_norms
         return _turn_and_store()(product, cos, sin, norms, eps, *cache, slots), cache
 
+    def heads_of(self, tokens: int) -> Tensor:
+        """Queries of so many tokens."""
+        return self._random(tokens, self.heads, self.layer.attention.head_dim)
+
     def _random(self, *shape: int) -> Tensor:
         """Drawn without touching the random numbers of whoever loads a model."""
         weight = self.decoder.embedding.weight
         numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
         return numbers.to(weight)
+
+
+def _fastest_prefill(choice: KernelChoice, trials: _Trials) -> PrefillKernel | None:
+    """A kernel for Hopper that is faster there than PyTorch's, which is for the one before it."""
+    weight = trials.decoder.embedding.weight
+    if weight.device.type != "cuda" or not has_varlen_kernel(trials.heads_of(1)):
+        return None
+    if torch.cuda.get_device_capability(weight.device)[0] not in LARGE_SHARED_MEMORY:
+        return None
+    found = None
+    for number in range(PREFILL_WAYS):
+        if choice.prepare(trials.prefill(number, found)):
+            found = number
+    return None if found is None else _packed_prefill(found)
 
 
 def _chosen(choice: KernelChoice, trial: Trial, load: Callable[[], Any]) -> Any | None:
@@ -230,6 +284,19 @@ def _paged_decode() -> Callable[..., Tensor]:
     from internvl2.model.triton_kernels.paged_decode import paged_decode
 
     return paged_decode
+
+
+def _packed_prefill(number: int) -> PrefillKernel:
+    from internvl2.model.triton_kernels.packed_prefill import TILINGS, packed_prefill
+
+    tiling = TILINGS[number]
+
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor, max_q: int, _: int
+    ) -> Tensor:
+        return packed_prefill(q, k, v, q_bounds, k_bounds, max_q, tiling)
+
+    return attend
 
 
 def _row_product() -> Callable[..., Tensor]:

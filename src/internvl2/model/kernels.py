@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from internvl2 import device as devices
-from internvl2.model.attention import Attention, DecodeKernel, PagedAttention
+from internvl2.model.attention import Attention, DecodeKernel, PagedAttention, PrefillKernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +37,18 @@ class FusedKernels:
     """`triton_kernels.turn_and_store`."""
     paged_decode: DecodeKernel | None = None
     """`triton_kernels.paged_decode`."""
+    prefill: PrefillKernel | None = None
+    """`triton_kernels.packed_prefill`, where that is faster."""
     row: RowKernels | None = None
     """For steps of one token, where they are faster."""
     head: Callable[..., Tensor] | None = None
     """`triton_kernels.row_product` for the head, where that is faster."""
 
     def within(self, attend: Attention) -> Attention:
-        """The same attention with the kernel for single tokens, where it is over a cache."""
-        if self.paged_decode is None or not isinstance(attend, PagedAttention):
+        """The same attention with the kernels that there are for it, where it is over a cache."""
+        if not isinstance(attend, PagedAttention):
             return attend
-        return replace(attend, decode_kernel=self.paged_decode)
+        return replace(attend, decode_kernel=self.paged_decode, prefill_kernel=self.prefill)
 
 
 PLAIN = FusedKernels()

@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from internvl2.model.triton_kernels import (
-    gate, paged_decode, resample, row_product, sum_norm, turn_and_store, vision
+    gate, packed_prefill, paged_decode, resample, row_product, sum_norm, turn_and_store, vision
 )
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -89,6 +89,18 @@ for inputs, outputs, is_gated in ((896, 4864, True), (14336, 4096, False), (4096
              "tile": row_product.TILE, "is_normed": is_gated, "is_gated": is_gated,
              "has_scales": numbers != "*bf16", "has_bias": True},
         )
+for size, group in ((64, 7), (96, 1), (128, 4)):
+    width = triton.next_power_of_2(size)
+    for tiling in packed_prefill.TILINGS:
+        pointers = dict.fromkeys(["q", "k", "v", "out"], "*bf16")
+        compiled(
+            packed_prefill._attend_run,
+            pointers | {"q_bounds": "*i32", "k_bounds": "*i32"},
+            ["q_stride", "k_stride", "v_stride"],
+            {"group": group, "size": size, "width": width, "rows": tiling.queries,
+             "tile": tiling.keys(width), "is_interpreted": False},
+            num_warps=tiling.warps, num_stages=tiling.stages,
+        )
 compiled(
     resample._resample,
     {"pixels": "*u8", "starts": "*i32", "weights": "*i32", "out": "*u8"},
@@ -125,9 +137,11 @@ def test_kernels_compile_for_hopper_and_spill_nothing(monkeypatch):
     run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
-    assert len(lines) == 32
+    assert len(lines) == 38
     for line in lines:
+        # Sums of 128 rows: eight warps of one program, or four of each of two, have all registers.
+        most = 256 if line.startswith("_attend_run") else 128
         usage = re.search(r"REG:(\d+) STACK:(\d+)", line)
         assert usage, line
-        assert int(usage[1]) <= 128, line
+        assert int(usage[1]) <= most, line
         assert int(usage[2]) <= 16, line

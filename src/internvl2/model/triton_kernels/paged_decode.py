@@ -130,13 +130,13 @@ def _attend_split(
         is_read = is_seen[:, None] & (column < size)[None, :]
         key = tl.load(keys + at, mask=is_read, other=0.0)
         value = tl.load(values + at, mask=is_read, other=0.0)
-        score = _product(query, tl.trans(key), is_interpreted) * scale
+        score = product(query, tl.trans(key), is_interpreted) * scale
         score = tl.where(is_seen[None, :], score, float("-inf"))
         higher = tl.maximum(highest, tl.max(score, 1))
         weight, shrink = tl.exp2(score - higher[:, None]), tl.exp2(highest - higher)
         total = total * shrink + tl.sum(weight, 1)
         found *= shrink[:, None]
-        found += _product(weight.to(value.dtype), value, is_interpreted)
+        found += product(weight.to(value.dtype), value, is_interpreted)
         highest = higher
     place = sequence * kv_heads * group + head
     if is_split:
@@ -153,7 +153,7 @@ def _share(length: tl.tensor, splits: tl.tensor, tile: tl.constexpr) -> tl.tenso
 
 
 @triton.jit
-def _product(one: tl.tensor, other: tl.tensor, is_interpreted: tl.constexpr) -> tl.tensor:
+def product(one: tl.tensor, other: tl.tensor, is_interpreted: tl.constexpr) -> tl.tensor:
     """Summed in fp32; Triton's interpreter multiplies no bf16."""
     if is_interpreted:
         one, other = one.to(tl.float32), other.to(tl.float32)
