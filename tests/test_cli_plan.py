@@ -39,6 +39,24 @@ def test_the_table_marks_one_way_and_ends_with_its_command(capsys: pytest.Captur
     assert lines[-1] == "internvl2 train nano --freeze.vision True"
 
 
+def test_the_table_says_which_ways_keep_features_and_what_that_means(
+    capsys: pytest.CaptureFixture[str],
+):
+    changes = ("--synthetic", "--data", "a.jsonl", "--freeze.vision", "True")
+    kept = (*changes, "--feature-cache", "features")
+    lines = planned(capsys, "nano", "--plan", *CARD, *kept).splitlines()
+    told = [line for line in lines if "features kept" in line]
+    assert [line[3:].split("  ")[0] for line in told[:-1]] == [
+        "the recipe as it is, features kept",
+        "vision frozen, features kept",
+        "decoder alone, features kept",
+        "LoRA r16, features kept",
+        "QLoRA r16, features kept",
+    ]
+    assert "for new ones the vision tower runs, too" in told[-1]
+    assert "features kept" not in planned(capsys, "nano", "--plan", *CARD, *changes)
+
+
 def test_the_command_trains_what_was_picked(capsys: pytest.CaptureFixture[str]):
     changes = ("--data", "a b.jsonl", "--packing.tokens=8192")
     out = planned(capsys, "nano", *changes, "--plan", "--json", *CARD, "--plan-memory=3")

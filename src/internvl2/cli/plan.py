@@ -17,6 +17,10 @@ HEADINGS = (
 )
 LEFT = 5
 """So many columns are words."""
+FEATURES_KEPT = (
+    "features kept (feature_cache): tokens/s of tiles that were seen before; for new ones the "
+    "vision tower runs, too, and what that needs is part of the memory"
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class PlanTraining:
         rows = [_row("", "the recipe as it is", plan.given)]
         rows += [_row("*" if o is plan.pick else "", o.strategy, o) for o in plan.options]
         lines += [*_aligned([HEADINGS, *rows]), ""]
+        if any(_keeps_features(option) for option in (plan.given, *plan.options)):
+            lines += [FEATURES_KEPT, ""]
         if plan.pick is None:
             need = _gib(plan.smallest.memory.total)
             least = f"nothing fits; the least is {plan.smallest.strategy} with {need} GiB"
@@ -107,6 +113,7 @@ class PlanTraining:
         memory, speed = option.memory, option.tokens_per_second
         return {
             "strategy": option.strategy,
+            "features_kept": _keeps_features(option),
             "changes": dict(_changes(self.settings, option.recipe)),
             "gib": {name: round(part / 2**30, 3) for name, part in asdict(memory).items()}
             | {"total": round(memory.total / 2**30, 3)},
@@ -138,14 +145,19 @@ def _row(mark: str, name: str, option: "Option") -> tuple[str, ...]:
     learns = not recipe.freeze.vision or recipe.freeze.vision_last or recipe.lora.vision_rank
     seen = f"{recipe.recompute.vision:g}" if learns else "-"
     speed = option.tokens_per_second
+    kept = ", features kept" if _keeps_features(option) else ""
     return (
-        *(mark, name, f"{seen}/{recipe.recompute.decoder:g}", recipe.optimizer.moments),
+        *(mark, name + kept, f"{seen}/{recipe.recompute.decoder:g}", recipe.optimizer.moments),
         "yes" if recipe.shard else "no",
         *(_gib(part) for part in asdict(memory).values()),
         _gib(memory.total),
         "yes" if option.fits else "no",
         "" if speed is None else f"{speed:,.0f}",
     )
+
+
+def _keeps_features(option: "Option") -> bool:
+    return option.recipe.feature_cache is not None
 
 
 def _gib(count: float) -> str:

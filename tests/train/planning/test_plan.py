@@ -106,6 +106,36 @@ def test_smaller_packs_keep_less_and_gpus_divide_what_is_divided(recipe: Recipe)
     assert many(divided).memory.optimizer == pytest.approx(one(divided).memory.optimizer / 8)
 
 
+@pytest.mark.parametrize("name", ["1b", "2b-lora"])
+def test_where_features_are_kept_packs_take_the_time_of_text_and_the_memory_of_features(name: str):
+    plain = replace(Recipe.read(name), packing=Packing(tokens=4096, tiles=12))
+    kept = replace(plain, feature_cache="features")
+    config = few_layers(plain.model)
+    tiny_tower = replace(config, vision=replace(config.vision, num_layers=1))
+    predict, without = (
+        Prediction(Strategy("it", kept), c, machine(139)) for c in (config, tiny_tower)
+    )
+    slow, fast = predict(plain), predict(kept)
+    assert fast.order > slow.order
+    assert without(kept).order == pytest.approx(fast.order, rel=1e-6)
+    assert without(plain).order > slow.order
+    features = 12 * 256 * 4096 * 2
+    pixels = 12 * 3 * 448**2
+    laid_out = 0 if name == "1b" else features  # its projector learns, and keeps its input anyway
+    more = fast.memory.total - slow.memory.total
+    assert more == 2 * (features - pixels) + laid_out
+
+
+def test_the_first_look_at_tiles_is_part_of_the_memory_where_features_are_kept():
+    recipe = replace(Recipe.read("2b-lora"), packing=Packing(tokens=8192, tiles=32))
+    kept = replace(recipe, feature_cache="features")
+    config = replace(few_layers(recipe.model), tile_size=448)
+    vision = replace(config.vision, intermediate_size=400_000)
+    predict = Prediction(Strategy("it", kept), replace(config, vision=vision), machine(139))
+    tower = 32 * 1025 * 2 * (2 * 400_000)
+    assert predict(kept).memory.total > tower
+
+
 def test_packs_must_be_divisible_among_the_gpus(recipe: Recipe):
     with pytest.raises(ValueError, match=r"packs_per_step is 32; it must be a multiple .* 3"):
         make_plan(recipe, machine(80, 3))

@@ -63,17 +63,17 @@ class Living(TorchDispatchMode):
         return made
 
 
-def batch_of(pack: Pack, config: InternVLConfig) -> TrainBatch:
-    """A pack of four equal samples."""
+def batch_of(pack: Pack, config: InternVLConfig, features: Tensor | None) -> TrainBatch:
+    """A pack of four equal samples, the tower's features of its tiles known or not."""
     whole, lengths = torch.zeros(pack.tokens, dtype=torch.int64), (pack.tokens // 4,) * 4
-    side = config.tile_size
+    side, encoded = config.tile_size, pack.tiles if features is None else 0
     return TrainBatch(
         tokens=whole,
         positions=Positions.packed(lengths),
         lengths=lengths,
         boundaries=torch.zeros(5, dtype=torch.int32),
         visual_rows=torch.arange(pack.tiles * config.tokens_per_tile),
-        tiles=torch.zeros(pack.tiles, side, side, 3, dtype=torch.uint8),
+        tiles=torch.zeros(encoded, side, side, 3, dtype=torch.uint8),
         num_tiles=pack.tiles,
         labels=whole,
         weights=torch.ones(pack.tokens),
@@ -81,7 +81,14 @@ def batch_of(pack: Pack, config: InternVLConfig) -> TrainBatch:
         weight_sum=1.0,
         num_samples=4,
         num_tokens=pack.tokens,
+        features=features,
     )
+
+
+def brought(pack: Pack, config: InternVLConfig) -> Tensor:
+    """What workers send of a pack's tiles where all features are kept."""
+    wide = config.vision.hidden_size * config.shuffle**2
+    return torch.zeros(pack.tiles, config.tokens_per_tile, wide, dtype=torch.bfloat16)
 
 
 def simulated(model: InternVL, recipe: Recipe, state: int, pack: Pack) -> int:
@@ -93,8 +100,12 @@ def simulated(model: InternVL, recipe: Recipe, state: int, pack: Pack) -> int:
             living.add(tensor)
         recompute_layers(model, recipe.recompute.vision, recipe.recompute.decoder)
         training(model)
+        arrived: list[Tensor] = []
+        if recipe.feature_cache is not None:
+            arrived = [brought(pack, model.config) for _ in range(2)]
         for _ in range(2):
-            pack_loss(model, batch_of(pack, model.config), 1.0).backward()
+            features = arrived[0].clone() if arrived else None
+            pack_loss(model, batch_of(pack, model.config, features), 1.0).backward()
     return living.most
 
 
@@ -105,6 +116,7 @@ def simulated(model: InternVL, recipe: Recipe, state: int, pack: Pack) -> int:
         ("1b", {"freeze": Freeze(vision=False), "recompute": Recompute(0.0, 0.5)}),
         ("1b", {"freeze": Freeze(vision=False), "recompute": Recompute(1.0, 1.0)}),
         ("2b-lora", {"recompute": Recompute(0.0, 0.0)}),
+        ("2b-lora", {"recompute": Recompute(0.0, 1.0), "feature_cache": "features"}),
         ("8b-lora", {"recompute": Recompute(0.0, 0.0), "quantize": "nf4"}),
         ("8b-lora", {"recompute": Recompute(1.0, 1.0), "quantize": "nf4"}),
     ],

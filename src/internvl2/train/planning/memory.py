@@ -128,6 +128,11 @@ class Step:
         return max(self.recipe.packs_per_step // self.processes, 1)
 
     @property
+    def keeps_features(self) -> bool:
+        """Whether the tower runs only for tiles that no pack has had before."""
+        return self.recipe.feature_cache is not None
+
+    @property
     def trained_vision(self) -> int:
         """How many vision layers learn, in their weights or in adapters."""
         used, freeze = self.config.used_vision_layers, self.recipe.freeze
@@ -273,9 +278,22 @@ class Step:
         return max(pixels, layer)
 
     @property
-    def _packs_on_device(self) -> float:
-        """Tiles of this pack and of the next one, as bytes."""
-        return 2 * self.pack.tiles * 3 * self.config.tile_size**2
+    def _packs_on_device(self) -> int:
+        """Tiles of this pack and of the next one, as bytes; where features are kept, as these.
+
+        This pack's are laid out once more, which the norm of a projector that learns counts.
+        """
+        pixels = self.pack.tiles * 3 * self.config.tile_size**2
+        if not self.keeps_features:
+            return 2 * pixels
+        return 2 * max(pixels, self._features) + (0 if self.learns_projector else self._features)
+
+    @property
+    def _features(self) -> int:
+        """What the tower makes of a pack's tiles, as the projector reads it."""
+        visual = self.pack.tiles * self.config.tokens_per_tile
+        wide = self.config.vision.hidden_size * self.config.shuffle**2
+        return visual * wide * self.execution.number
 
     @property
     def _gradients(self) -> float:

@@ -43,7 +43,10 @@ class Passes:
 
 
 def tokens_per_second(step: Step, speeds: Speeds) -> float | None:
-    """Of all processes together, in full packs; None for links whose speed is not known."""
+    """Of all processes together, in full packs; None for links whose speed is not known.
+
+    Where features are kept they are on disk already: the tower does not run.
+    """
     if step.processes > 1 and speeds.link is None:
         return None
     tokens = step.pack.tokens * step.packs * step.processes
@@ -85,7 +88,9 @@ def _flops(step: Step) -> float:
     lengths = [SAMPLE] * samples + [rest] * (rest > 0)
 
     def flops(freeze: Freeze, learned: int) -> Flops:
-        return pack_flops(step.config, freeze, lengths, step.pack.tiles, learned, recipe.lora)
+        tiles = step.pack.tiles
+        known = tiles if step.keeps_features else 0
+        return pack_flops(step.config, freeze, lengths, tiles, learned, recipe.lora, known)
 
     forward = flops(Freeze(True, True, True, True), 0)
     extra = again.vision * forward.vision * (step.trained_vision > 0)
@@ -97,7 +102,8 @@ def _passes(step: Step) -> Passes:
     share = step.trained_vision / max(step.config.used_vision_layers, 1)
     again = step.recipe.recompute
     learns = step.learns_decoder
-    return Passes(1 + share * (2 + again.vision), 1 + learns * (2 + again.decoder))
+    vision = 0 if step.keeps_features else 1 + share * (2 + again.vision)
+    return Passes(vision, 1 + learns * (2 + again.decoder))
 
 
 def _moved(step: Step) -> float:
