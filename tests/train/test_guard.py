@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from internvl2.checkpoint.store import load_model
 from internvl2.train import guard as guard_module
@@ -74,6 +75,36 @@ def test_a_model_that_has_not_moved_diverges_by_nothing_and_a_trained_one_does(r
     shutil.rmtree(Path(recipe.output) / "guard")
     with pytest.raises(ValueError, match="written before the first step"):
         opened(recipe)
+
+
+@pytest.mark.parametrize("where", ["run", "features"])
+def test_other_pictures_under_the_same_names_are_refused_and_rewritten_ones_are_not(
+    recipe, tmp_path, where
+):
+    picture, cache = tmp_path / "shown.png", str(tmp_path / "features")
+    Image.new("RGB", (60, 40), "red").save(picture)
+    turns = [{"from": "human", "value": "<image>\nColour?"}, {"from": "gpt", "value": "red"}]
+    line = json.dumps({"image": picture.name, "conversations": turns})
+    (tmp_path / "shown.jsonl").write_text(line + "\n")
+    shown = replace(
+        recipe,
+        guard=Guard((DataSource(str(tmp_path / "shown.jsonl")),)),
+        packing=Packing(tokens=192, tiles=2, window=4),
+        max_tiles=1,
+        feature_cache=cache if where == "features" else None,
+    )
+    with opened(shown) as run:
+        for _ in run.steps():
+            pass
+        run.save()
+    Image.open(picture).save(picture, compress_level=0)
+    for again in (shown, replace(shown, feature_cache=None), replace(shown, feature_cache=cache)):
+        with opened(again) as run:
+            assert run.divergence() > 0
+    Image.new("RGB", (60, 40), "blue").save(picture)
+    for again in (shown, replace(shown, feature_cache=None)):
+        with pytest.raises(ValueError, match=r"the pictures of guard\.data.* changed since"):
+            opened(again)
 
 
 @pytest.mark.parametrize("chunk", [3, 100])

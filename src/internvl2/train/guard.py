@@ -26,6 +26,11 @@ from internvl2.train.step_loss import PackLoss
 
 LEAST = 1e-9
 """Probability that is always left to tokens that are not kept."""
+CHANGED = {
+    "pack": "the samples of guard.data",
+    "pictures": "the pictures of guard.data, or how they are decoded and resized,",
+}
+"""What another digest in a file says."""
 
 
 @dataclass(frozen=True)
@@ -126,34 +131,36 @@ def _chunks(rows: int) -> Iterator[slice]:
 def _save(path: Path, kept: Likeliest, batch: TrainBatch) -> None:
     partial_path = path.with_suffix(".partial")
     tensors = {"ids": kept.ids.int().cpu(), "scores": kept.scores.cpu()}
-    save_file(tensors, partial_path, {"pack": _digest(batch)})
+    save_file(tensors, partial_path, _digests(batch))
     partial_path.replace(path)
 
 
 def _load(path: Path, batch: TrainBatch) -> Likeliest:
-    """What the first model answered to a pack; it must be the same pack."""
+    """What the first model answered to a pack; it must be the same pack, pictures and all."""
     if not len(batch.learned_rows):
         return Likeliest(torch.zeros((0, 1), dtype=torch.int64), torch.zeros((0, 1)))
     try:
         with safe_open(path, "pt") as file:
-            known = (file.metadata() or {}).get("pack")
+            known = file.metadata() or {}
             kept = Likeliest(file.get_tensor("ids").long(), file.get_tensor("scores"))
     except (FileNotFoundError, SafetensorError) as error:
         raise ValueError(
             f"what the first model answered is not in {path} ({error}); it is written before the "
             "first step: leave out guard.data, or begin anew with another --output"
         ) from error
-    if known != _digest(batch):
-        raise ValueError(
-            f"{path} tells of other samples: guard.data changed since the run began; give it as it "
-            "was, or begin anew with another --output"
-        )
+    for name, digest in _digests(batch).items():
+        if known.get(name) != digest:
+            raise ValueError(
+                f"{path} tells of other samples: {CHANGED[name]} changed since the run began; "
+                "give them as they were, leave out guard.data, or begin anew with another --output"
+            )
     return kept
 
 
-def _digest(batch: TrainBatch) -> str:
-    """A name for what a pack asks and where it learns."""
-    state = blake2b(digest_size=16)
+def _digests(batch: TrainBatch) -> dict[str, str]:
+    """Names for what a pack asks and where it learns, and for the pixels of its pictures."""
+    texts = blake2b(digest_size=16)
     for tensor in (batch.tokens, batch.labels):
-        state.update(tensor.cpu().numpy().data)
-    return state.hexdigest()
+        texts.update(tensor.cpu().numpy().data)
+    pictures = blake2b(b"".join(batch.tile_keys()), digest_size=16)
+    return {"pack": texts.hexdigest(), "pictures": pictures.hexdigest()}

@@ -24,6 +24,8 @@ class KnownTiles:
     """Numbers of the others."""
     keys: tuple[bytes, ...]
     """Under which those are to be stored."""
+    all_keys: tuple[bytes, ...]
+    """Of all tiles of the pack's pictures, in order."""
     room: int
     """So many tiles the pack has together with the black ones of its bucket."""
 
@@ -37,6 +39,7 @@ class KnownFeatures:
     places: "torch.Tensor"
     missing: "torch.Tensor"
     keys: tuple[bytes, ...]
+    all_keys: tuple[bytes, ...]
     room: int
 
     @classmethod
@@ -49,6 +52,7 @@ class KnownFeatures:
             torch.from_numpy(known.places),
             torch.from_numpy(known.missing),
             known.keys,
+            known.all_keys,
             known.room,
         )
 
@@ -78,5 +82,6 @@ def find_known(
         places=np.array(places, np.int64),
         missing=np.array(missing, np.int64),
         keys=tuple(keys[place] for place in missing),
+        all_keys=tuple(keys),
         room=room,
     )

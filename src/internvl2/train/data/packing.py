@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int64, UInt8
 
 from internvl2.processing.prompt import Prompt
 from internvl2.train.data.known_tiles import KnownFeatures, KnownTiles, find_known
-from internvl2.train.data.tile_store import TileStore
+from internvl2.train.data.tile_store import TileStore, tile_key
 
 if TYPE_CHECKING:
     import torch
@@ -197,6 +197,12 @@ class TrainBatch:
     def num_encoded(self) -> int:
         """Tiles of pictures that go through the vision tower."""
         return self.num_tiles if self.known is None else len(self.known.keys)
+
+    def tile_keys(self) -> tuple[bytes, ...]:
+        """Hashes of the pixels of its pictures' tiles, in order."""
+        if self.known is not None:
+            return self.known.all_keys
+        return tuple(map(tile_key, self.tiles[: self.num_tiles].cpu().numpy()))
 
     def to(self, device: "torch.device | str") -> "TrainBatch":
         """The batch on another device; from pinned memory the copies do not wait."""
