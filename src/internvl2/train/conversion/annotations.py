@@ -1,6 +1,6 @@
 """Annotated pictures as samples: questions about what is where, answers in `<ref>` and `<box>`."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -170,19 +170,6 @@ def label_of(name: object) -> str:
             f"{name!r} cannot be the name of a category: words without '<' were expected"
         )
     return found
-
-
-def known_labels(
-    files: Iterable[Path], shapes_of: Callable[[Path], Iterable[Shape]]
-) -> tuple[str, ...]:
-    """The categories of all shapes in some files, by name."""
-    found: set[str] = set()
-    for path in files:
-        try:
-            found.update([shape.label for shape in shapes_of(path)])
-        except ValueError:
-            continue  # a fault that is told when the file's turn comes
-    return tuple(sorted(found))
 
 
 def _answer(label: str, rows: list[list[int]]) -> str:

@@ -7,20 +7,13 @@ order of the mouse; of polygons, masks and circles the enclosing box is taken.
 import base64
 import binascii
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from math import dist
 from pathlib import Path
 from typing import Any
 
-from internvl2.train.conversion.annotations import (
-    Annotated,
-    Shape,
-    enclosing,
-    known_labels,
-    label_of,
-)
-from internvl2.train.conversion.geometry import DrawnOn
+from internvl2.train.conversion.annotation_files import AnnotationFiles, sorted_files
+from internvl2.train.conversion.annotations import Annotated, Shape, enclosing, label_of
 from internvl2.train.conversion.samples import Notes
 from internvl2.train.data.line_index import parse_json
 
@@ -28,46 +21,10 @@ _CLOSED = ("rectangle", "polygon", "mask", "oriented_rectangle", "circle")
 _OPEN = ("point", "points", "line", "linestrip")
 
 
-@dataclass(frozen=True)
-class LabelMePictures:
-    """The pictures of a folder, in the order of their files' names."""
-
-    files: tuple[Path, ...]
-    root: Path | None
-    notes: Notes
-    usual: DrawnOn = "shown"
-
-    def categories(self) -> Sequence[str]:
-        """By name; needs a look into every file."""
-        return self._categories
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def where(self, entry: int) -> str:
-        """The file."""
-        return str(self.files[entry])
-
-    def read(self, entry: int) -> Annotated:
-        """The picture of a file, with its shapes."""
-        path = self.files[entry]
-        found = _read(path)
-        shapes = tuple(_shapes(found["shapes"], self.notes))
-        width, height = found.get("imageWidth"), found.get("imageHeight")
-        size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
-        return Annotated(_source(found, self.root or path.parent), size, shapes)
-
-    @cached_property
-    def _categories(self) -> Sequence[str]:
-        return known_labels(self.files, lambda path: _shapes(_read(path)["shapes"], Notes()))
-
-
-def open_labelme(path: Path, root: Path | None, notes: Notes) -> LabelMePictures:
+def open_labelme(path: Path, root: Path | None, notes: Notes) -> AnnotationFiles:
     """The files of a folder and of those in it, or one file."""
-    files = tuple(sorted(path.rglob("*.json"))) if path.is_dir() else (path,)
-    if not files:
-        raise ValueError(f"{path} holds no .json file")
-    return LabelMePictures(files, root, notes)
+    files = sorted_files(path, path.rglob("*.json"), ".json")
+    return AnnotationFiles(files, "shown", partial(_annotated, root=root, notes=notes), _marked)
 
 
 def is_labelme(path: Path) -> bool:
@@ -77,6 +34,18 @@ def is_labelme(path: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _annotated(path: Path, root: Path | None, notes: Notes) -> Annotated:
+    found = _read(path)
+    shapes = tuple(_shapes(found["shapes"], notes))
+    width, height = found.get("imageWidth"), found.get("imageHeight")
+    size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
+    return Annotated(_source(found, root or path.parent), size, shapes)
+
+
+def _marked(path: Path) -> Iterator[Shape]:
+    return _shapes(_read(path)["shapes"], Notes())
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -4,61 +4,25 @@ Pixels are counted from 1 and boxes hold their last row and column, on the rows 
 document type, through which XML can be made to read files or to grow without bound, is refused.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from internvl2.train.conversion.annotations import Annotated, Shape, known_labels, label_of
-from internvl2.train.conversion.geometry import DrawnOn
+from internvl2.train.conversion.annotation_files import AnnotationFiles, sorted_files
+from internvl2.train.conversion.annotations import Annotated, Shape, label_of
 
 _ANNOTATIONS, _PICTURES = "Annotations", "JPEGImages"
 """Folders in the layout of the challenge."""
 
 
-@dataclass(frozen=True)
-class VocPictures:
-    """The pictures of a folder, in the order of their files' names."""
-
-    files: tuple[Path, ...]
-    root: Path
-    usual: DrawnOn = "stored"
-
-    def categories(self) -> Sequence[str]:
-        """By name; needs a look into every file."""
-        return self._categories
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def where(self, entry: int) -> str:
-        """The file."""
-        return str(self.files[entry])
-
-    def read(self, entry: int) -> Annotated:
-        """The picture of a file, with its objects."""
-        found = _parse(self.files[entry])
-        name = (found.findtext("filename") or "").strip()
-        if not name:
-            raise ValueError("it lacks a <filename>")
-        size = found.find("size")
-        sides = None if size is None else (_side(size, "width"), _side(size, "height"))
-        return Annotated(self.root / name, sides, tuple(_shapes(found)))
-
-    @cached_property
-    def _categories(self) -> Sequence[str]:
-        return known_labels(self.files, lambda path: _shapes(_parse(path)))
-
-
-def open_voc(path: Path, root: Path | None) -> VocPictures:
+def open_voc(path: Path, root: Path | None) -> AnnotationFiles:
     """The files of a folder, or of `Annotations` in it, or one file."""
-    files = tuple(sorted(_files(path))) if path.is_dir() else (path,)
-    if not files:
-        raise ValueError(f"{path} holds no .xml file")
+    files = sorted_files(path, _files(path), ".xml")
     folder = files[0].parent
     beside = folder.parent / _PICTURES
-    return VocPictures(files, root or (beside if beside.is_dir() else folder))
+    pictures = root or (beside if beside.is_dir() else folder)
+    return AnnotationFiles(files, "stored", partial(_annotated, pictures=pictures), _marked)
 
 
 def is_voc(folder: Path) -> bool:
@@ -68,6 +32,20 @@ def is_voc(folder: Path) -> bool:
 
 def _files(folder: Path) -> list[Path]:
     return list(folder.glob("*.xml")) or list((folder / _ANNOTATIONS).glob("*.xml"))
+
+
+def _annotated(path: Path, pictures: Path) -> Annotated:
+    found = _parse(path)
+    name = (found.findtext("filename") or "").strip()
+    if not name:
+        raise ValueError("it lacks a <filename>")
+    size = found.find("size")
+    sides = None if size is None else (_side(size, "width"), _side(size, "height"))
+    return Annotated(pictures / name, sides, tuple(_shapes(found)))
+
+
+def _marked(path: Path) -> Iterator[Shape]:
+    return _shapes(_parse(path))
 
 
 class _WithoutDocumentType(ElementTree.TreeBuilder):
