@@ -118,7 +118,7 @@ def test_every_command_from_ten_pictures_to_a_tuned_model_prints_what_the_page_s
         assert shown in printed
     assert [json.loads(line)["step"] for line in losses.splitlines()] == [4, 8, 12, 16]
     assert re.sub(r"\d+", "0", box) in re.sub(r"\d+", "0", printed)
-    assert printed.count("\n*  LoRA r16 ") == 2
+    assert printed.count("\n*  LoRA r16") == 2
     check_files(tmp_path)
 
 
