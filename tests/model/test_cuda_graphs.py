@@ -51,6 +51,7 @@ def cuda(monkeypatch):
     return FakeCuda(monkeypatch)
 
 
+@pytest.mark.wrong_types
 def test_work_runs_on_the_stream_before_it_is_recorded_there(cuda):
     stream = GraphStream(torch.device("cpu"), shares_memory=True)
     stream.record(lambda: cuda.events.append("work"))
@@ -60,6 +61,7 @@ def test_work_runs_on_the_stream_before_it_is_recorded_there(cuda):
     assert cuda.events == [*warm, recording, "work", ("end", recording), *ended]
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(("shares_memory", "pools"), [(True, [1, 1]), (False, [1, 2])])
 def test_graphs_share_their_memory_or_have_their_own(cuda, shares_memory, pools):
     stream = GraphStream(torch.device("cpu"), shares_memory=shares_memory)
@@ -69,6 +71,7 @@ def test_graphs_share_their_memory_or_have_their_own(cuda, shares_memory, pools)
     assert recorded == [(0, number) for number in pools]
 
 
+@pytest.mark.wrong_types
 def test_a_recording_that_fails_is_ended_and_its_memory_not_recorded_into_again(cuda):
     stream = GraphStream(torch.device("cpu"), shares_memory=True)
     runs = []

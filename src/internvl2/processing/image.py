@@ -9,7 +9,7 @@ unless asked otherwise (`resize`).
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -54,6 +54,7 @@ class Grid(NamedTuple):
         return self.tiles + (use_thumbnail and self.tiles > 1)
 
 
+@runtime_checkable
 class Cutter(Protocol):
     """Cuts pictures elsewhere, where that is faster, into the tiles that Pillow's pixels make."""
 
