@@ -1,8 +1,9 @@
 """Pictures cut into tiles on a CUDA device, with Pillow's arithmetic to the last bit.
 
 Pixels go there and tiles come back, so that prompts, caches and digests are what they are
-everywhere; even so a picture takes a tenth of the time that threads of the host need for it.
-One lot of pictures is there at a time, on a stream that runs before the model's work.
+everywhere; even so a prompt about a picture is ready in less than half of the time
+(benchmarks/RESULTS.md). One lot of pictures is there at a time, on a stream that runs before the
+model's work.
 """
 
 import threading

@@ -6,6 +6,7 @@ be had, the layers compute that part plainly.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -155,11 +156,6 @@ class _Trials:
 
     def prefill(self, number: int, found: int | None) -> Trial:
         """One way of the kernel against another, or against PyTorch's; None is that."""
-        size = self.layer.attention.head_dim
-        queries, keys = map(sum, zip(*PREFILLS, strict=True))
-        q = self._random(queries, self.heads, size)
-        k, v = self._random(2, keys, self.kv_heads, size)
-        bounds = torch.tensor([(0, 0), *PREFILLS]).cumsum(0).T.to(q.device, torch.int32)
         longest, most = (max(column) for column in zip(*PREFILLS, strict=True))
 
         def by(attend: PrefillKernel) -> Callable[..., Tensor]:
@@ -173,9 +169,19 @@ class _Trials:
             return by(_packed_prefill(number))(*inputs)
 
         plain = by(varlen_attention if found is None else _packed_prefill(found))
+        size = self.layer.attention.head_dim
         case = (self.heads, self.kv_heads, size, number, found)
-        inputs = (q, k, v, bounds)
-        return Trial("attention of prompts", fused, plain, inputs, case, must_be_faster=True)
+        return Trial("attention of prompts", fused, plain, self._runs, case, must_be_faster=True)
+
+    @cached_property
+    def _runs(self) -> tuple[Tensor, ...]:
+        """Queries, keys, values and bounds of prompts: numbers that take a while to draw."""
+        size = self.layer.attention.head_dim
+        queries, keys = map(sum, zip(*PREFILLS, strict=True))
+        q = self._random(queries, self.heads, size)
+        k, v = self._random(2, keys, self.kv_heads, size)
+        bounds = torch.tensor([(0, 0), *PREFILLS]).cumsum(0).T.to(q.device, torch.int32)
+        return q, k, v, bounds
 
     def row(self, kernels: FusedKernels) -> Trial:
         attention, mlp = self.layer.attention, self.layer.mlp

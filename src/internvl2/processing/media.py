@@ -53,7 +53,7 @@ class Opened:
     source: bytes | None = None
     """Hash of what it is made of; None where its tiles are not kept."""
     pixels: Pixels | None = None
-    """Its pixels as they were hashed, where they were."""
+    """The same as an array, where it is one already."""
 
 
 @dataclass(frozen=True, slots=True)

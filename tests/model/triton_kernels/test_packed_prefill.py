@@ -115,3 +115,18 @@ def test_prompts_over_a_cache_are_attended_by_the_kernel(device, monkeypatch):
     found = attend(keys, values, slots, spans)(0, q, k, v)
     assert asked == [40]
     assert (found - wanted).abs().max() <= BOUND[q.dtype] * wanted.abs().max()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_trial_at_loading_gives_what_each_run_gives(device, monkeypatch, which):
+    from internvl2.config import DecoderConfig, RotaryConfig
+    from internvl2.model import fused
+    from internvl2.model.decoder import Decoder
+
+    runs = [(90, 90), (6, 70)]
+    monkeypatch.setattr(fused, "PREFILLS", tuple(runs))
+    config = DecoderConfig("qwen2", 99, 64, 1, 4, 2, 16, 96, 512, RotaryConfig(1e4), qkv_bias=True)
+    trial = fused._Trials.of(Decoder(config).to(device)).prefill(which, None)
+    *inputs, _ = trial.inputs
+    with torch.no_grad():
+        assert_each_as_alone(trial.fused(*trial.inputs), *inputs, runs)
