@@ -3,7 +3,8 @@
     python benchmarks/lora.py --json lora.json
 
 Speed is measured as `training.py` does it, on the same samples for both sides, with the package's
-recipes of adapters (`2b-lora`, `8b-lora`) and their packs of 4096 tokens. That both compute the
+recipes of adapters (`2b-lora`, `8b-lora`) and their packs of 4096 tokens, of which ours runs
+`--joined` as one, as larger `packing` does, and theirs as many as are fastest. That both compute the
 same loss before they have adapters is checked first. PEFT's are in bf16, which is faster than its
 default. Where PEFT is not installed only our side is measured; its wheel, and that of accelerate,
 need no installation: `PYTHONPATH=peft-….whl:accelerate-….whl`.
@@ -27,6 +28,7 @@ import training
 from training_sides import Options, Timing, our_step, timed
 from training_work import Work, shape
 
+from internvl2 import device as devices
 from internvl2.train.data.filling import Limits
 from internvl2.train.planning.activations import Execution
 from internvl2.train.planning.memory import Pack, Step
@@ -143,6 +145,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", choices=training.SIDES, help="one side of the speed")
     parser.add_argument("--steps", type=int, default=3, help="timed steps; their median counts")
     parser.add_argument("--packs", type=int, default=8, help="packs of a timed step")
+    parser.add_argument("--joined", type=int, default=1, help="packs that ours runs as one")
     parser.add_argument("--memory-steps", type=int, default=24, help="steps, each of another pack")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to try the command")
     parser.add_argument("--no-compile", action="store_true", help="our layers as they are")
@@ -166,6 +169,7 @@ def of_training(options: argparse.Namespace) -> training.Arguments:
         no_compile=options.no_compile,
         profile=options.profile,
         limit_gib=None,
+        joined=options.joined,
         json=options.json,
         device=options.device,
     )
@@ -197,6 +201,7 @@ def compare(arguments: training.Arguments, found: training.Report) -> tuple[trai
 def fill_memory(arguments: training.Arguments, fit: Fit, steps: int) -> Fitted:
     """Load, and take so many steps, each of another pack."""
     device = training.ready(arguments)
+    devices.let_segments_grow(device)
     recipe, compiled = fit.recipe, device.type == "cuda" and not arguments.no_compile
     limits = Limits(recipe.packing.tokens, recipe.packing.tiles)
     predicted = prediction(fit, arguments, compiled)

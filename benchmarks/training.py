@@ -64,6 +64,7 @@ class Arguments:
     no_compile: bool
     profile: bool
     limit_gib: float | None
+    joined: int
     json: Path | None
     device: str | None
 
@@ -217,6 +218,7 @@ def parse() -> Arguments:
     parser.add_argument("--no-compile", action="store_true", help="our layers as they are")
     parser.add_argument("--profile", action="store_true", help="kernels of one of our steps")
     parser.add_argument("--limit-gib", type=float, help="GPU memory that a process may take")
+    parser.add_argument("--joined", type=int, default=1, help="packs that ours runs as one")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--device", default=None)
     return Arguments(**vars(parser.parse_args()))
@@ -278,8 +280,10 @@ def measure(arguments: Arguments, case: Case) -> Result:
         recompute=(arguments.recompute,) if arguments.recompute else RECOMPUTE,
         profile=arguments.profile,
     )
-    time_side = time_ours if case.side == "ours" else time_theirs
-    timing = time_side(work, recipe, options)
+    if case.side == "ours":
+        timing = time_ours(work.joined(arguments.joined), recipe, options)
+    else:
+        timing = time_theirs(work, recipe, options)
     flops = work.flops(recipe)
     counts = (len(work.samples), work.tokens, work.tiles, work.learned)
     return Result(case, timing, *counts, flops.vision, flops.decoder, matmul)

@@ -71,7 +71,7 @@ def time_ours(work: Work, recipe: Recipe, options: Options) -> Timing:
     tried: list[str] = []
     for recompute in options.recompute:
         setting = (
-            f"{recipe.optimizer.moments} moments, "
+            f"packs of {work.limits.tokens}, {recipe.optimizer.moments} moments, "
             f"recompute {recompute.vision:g}/{recompute.decoder:g}"
         )
         try:

@@ -1,6 +1,7 @@
 """What `training.py` trains on: random samples of one step, in the packs that our planner makes."""
 
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -75,6 +76,14 @@ class Work:
         plans = plan_packs(sizes, limits, Costs.of(config))[:packs]
         made = (tuple(_sample(config, sizes[i], seed) for i in plan.samples) for plan in plans)
         return cls(config, limits, tuple(made))
+
+    def joined(self, number: int) -> "Work":
+        """The same samples in packs of so many of these, as larger `packing` would have them."""
+        groups = [self.packs[i : i + number] for i in range(0, len(self.packs), number)]
+        limits = replace(
+            self.limits, tokens=self.limits.tokens * number, tiles=self.limits.tiles * number
+        )
+        return Work(self.config, limits, tuple(tuple(chain(*group)) for group in groups))
 
     @property
     def samples(self) -> tuple[Sample, ...]:

@@ -93,3 +93,27 @@ def test_a_control_group_without_limit_limits_nothing(tmp_path):
     for name, text in (("max", "max\n"), ("current", "900\n"), ("stat", "")):
         (tmp_path / f"memory.{name}").write_text(text)
     assert _room_in_group(tmp_path, 5000) == 5000
+
+
+def test_segments_grow_on_a_gpu_unless_the_environment_configures_the_allocator(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    devices.let_segments_grow(torch.device("cpu"))
+    assert told == []
+    devices.let_segments_grow(torch.device("cuda"))
+    assert told == ["expandable_segments:True"]
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
+    devices.let_segments_grow(torch.device("cuda"))
+    assert len(told) == 1
+
+
+@pytest.mark.gpu
+def test_memory_that_is_reserved_after_that_grows():
+    device = torch.device("cuda")
+    torch.cuda.empty_cache()
+    devices.let_segments_grow(device)
+    held = torch.empty(2**26, device=device)
+    segments = torch.cuda.memory_snapshot()
+    assert any(s["is_expandable"] and s["allocated_size"] >= held.nbytes for s in segments)

@@ -4,6 +4,7 @@ torch is imported when a function needs it, so that `--help` does not wait for i
 brings the device `npu`, is imported here alone, and only where no other accelerator is there.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -141,6 +142,19 @@ def free_memory(device: "torch.device") -> int:
     free, _ = torch.get_device_module(device).mem_get_info(device)
     module = torch.get_device_module(device)
     return free + module.memory_reserved(device) - module.memory_allocated(device)
+
+
+def let_segments_grow(device: "torch.device") -> None:
+    """Have memory of a CUDA device reserved in segments that grow, so that less of it lies idle.
+
+    Steps whose packs differ ask for other sizes each time, for which segments of fixed size are
+    soon too small. What the environment says of PyTorch's allocator stands.
+    """
+    import torch
+
+    is_told = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ)
+    if device.type == "cuda" and not is_told:
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
 
 
 def synchronize(device: "torch.device") -> None:

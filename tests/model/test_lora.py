@@ -11,6 +11,7 @@ from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, Vision
 from internvl2.model.attention import PackedAttention
 from internvl2.model.internvl import InternVL, random_model
 from internvl2.model.lora import (
+    HashedDropout,
     LoraLinear,
     LoraSettings,
     add_lora,
@@ -168,6 +169,41 @@ def test_inputs_are_dropped_in_training_mode_alone():
     mean = torch.stack([layer.train()(x) for _ in range(1000)]).mean(dim=0)
     assert not torch.equal(layer(x), layer(x))
     torch.testing.assert_close(mean, plain + change, rtol=0, atol=0.1 * change.abs().max().item())
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_layer_drops_as_many_inputs_others_each_time_and_the_same_going_back(backend):
+    torch.compiler.reset()
+    dropped = torch.compile(HashedDropout(0.25).train(), backend=backend)
+    x = torch.ones(2048, 64, requires_grad=True)
+    first, second = dropped(x), dropped(x)
+    gone = first == 0, second == 0
+    assert torch.equal(first[~gone[0]], torch.full_like(first[~gone[0]], 4 / 3))
+    assert [g.float().mean().item() for g in gone] == pytest.approx([0.25, 0.25], abs=0.01)
+    assert (gone[0] & gone[1]).float().mean().item() == pytest.approx(0.25**2, abs=0.01)
+    for rows, columns in ((slice(1, None), slice(None)), (slice(None), slice(1, None))):
+        before = tuple(slice(None, -1) if s.start else s for s in (rows, columns))
+        together = gone[0][rows, columns] & gone[0][before]
+        assert together.float().mean().item() == pytest.approx(0.25**2, abs=0.01)
+    first.backward(torch.ones_like(first))
+    assert torch.equal(x.grad == 0, gone[0])
+
+
+@pytest.mark.gpu
+def test_a_compiled_adapter_on_a_gpu_drops_the_same_inputs_going_back():
+    layer = trained(LoraLinear(nn.Linear(256, 128), LoraSettings(8, 8.0, dropout=0.25)))
+    layer = layer.bfloat16().cuda().train()
+    with torch.no_grad():
+        layer.base.weight.zero_()
+        layer.up.fill_(1.0)
+        layer.down.fill_(1.0)
+    x = torch.rand(512, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    torch.compile(layer.forward)(x).sum().backward()
+    share = (x.grad == 0).float().mean().item()
+    assert share == pytest.approx(0.25, abs=0.02)
+    kept = (x.grad != 0) / 0.75
+    expected = (x.detach() * kept).float().sum(0) * 128
+    torch.testing.assert_close(layer.down.grad[0].float(), expected, rtol=0.02, atol=1.0)
 
 
 @pytest.mark.slow

@@ -128,3 +128,18 @@ def test_all_logits_are_never_held():
 def test_an_empty_chunk_is_refused():
     with pytest.raises(ValueError, match="chunk is 0"):
         problem().chunked(0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("vocab", [92553, 151655])
+def test_odd_vocabularies_teach_on_a_gpu_what_they_teach_in_fp32(vocab: int):
+    torch.manual_seed(0)
+    hidden = torch.randn(300, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    head = torch.randn(vocab, 256, device="cuda", dtype=torch.bfloat16).mul_(0.05)
+    labels = torch.randint(vocab, (300,), device="cuda")
+    case = Problem(hidden, head.requires_grad_(), labels, torch.rand(300, device="cuda"))
+    ours, plain = case.chunked(128), case.plain()
+    torch.testing.assert_close(ours, plain, rtol=1e-3, atol=0)
+    for mine, theirs in zip(case.gradients(ours), case.gradients(plain), strict=True):
+        error = (mine.float() - theirs.float()).norm() / theirs.float().norm()
+        assert error < 2e-2

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int32
 from torch import Tensor, nn
 
 from internvl2.model.internvl import InternVL
@@ -46,6 +46,20 @@ class LoraSettings:
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
+class HashedDropout(nn.Dropout):
+    """Dropout that in a compiled layer hashes places instead of drawing a number for each.
+
+    PyTorch's generator takes longer on a GPU than the product behind it, and its mask is kept for
+    the way back; a hash of the place and of two numbers drawn per call is computed there again.
+    """
+
+    def forward(self, x: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+        """Each number 0 with probability `p`, else 1 / (1 - p) times itself."""
+        if not (self.training and self.p > 0 and torch.compiler.is_compiling()):
+            return super().forward(x)
+        return torch.where(_hashed(x) < round(self.p * 2**31), 0.0, x * (1 / (1 - self.p)))
+
+
 class LoraLinear(nn.Module):
     """A frozen linear map and its adapter; a new adapter changes nothing.
 
@@ -57,7 +71,7 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Linear | Nf4Linear, settings: LoraSettings):
         super().__init__()
         self.base, self.settings = base.requires_grad_(False), settings
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = HashedDropout(settings.dropout)
         new = _new_adapter(base.weight.detach(), settings)
         self.down, self.up = nn.Parameter(new["down"]), nn.Parameter(new["up"])
         self.magnitude = nn.Parameter(new["magnitude"]) if settings.dora else None
@@ -143,6 +157,19 @@ def _adapt(layers: nn.Module, settings: LoraSettings) -> None:
         raise ValueError("these layers have adapters already")
     for holder, name in linear_maps(layers):
         setattr(holder, name, LoraLinear(getattr(holder, name), settings))
+
+
+def _hashed(x: Float[Tensor, "*axes"]) -> Int32[Tensor, "*axes"]:
+    """For each place a number of 31 bits that looks random, another one in each call.
+
+    Multiplications and shifts in turn, as in https://github.com/skeeto/hash-prospector, in int32,
+    which wraps.
+    """
+    seeds = (torch.rand(2, device=x.device) * 2**24).int()
+    h = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape) ^ seeds[0]
+    h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D
+    h = (h ^ ((h >> 15) & 0x1FFFF)) * -0x7B935975 + seeds[1]
+    return (h ^ ((h >> 16) & 0xFFFF)) & 0x7FFFFFFF
 
 
 def _product(

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from internvl2 import device as devices
 from internvl2.model.internvl import InternVL
 from internvl2.processing.processor import Processor
 from internvl2.train.checkpointer import Progress
@@ -51,6 +52,7 @@ class Trainer:
         """Samples of a program, which join the recipe's data."""
         require_trackers(recipe)
         self.world = World.join(recipe.device)
+        devices.let_segments_grow(self.world.device)
         self.folder = RunFolder(Path(recipe.output), recipe)
         self._stop = False
 

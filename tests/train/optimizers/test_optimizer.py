@@ -77,19 +77,20 @@ def test_steps_that_plain_bf16_would_round_away_add_up():
     assert ours[0, 0].item() == pytest.approx(1 - 300e-5, rel=2**-8)
 
 
-def test_large_parameters_are_updated_in_pieces(monkeypatch: pytest.MonkeyPatch):
+def test_large_parameters_in_pieces_and_small_ones_together_move_as_each_alone(monkeypatch: pytest.MonkeyPatch):
     results = []
-    for chunk, small in ((2**24, 2**16), (1000, 10)):
+    for chunk, small, together in ((2**24, 2**16, 2**24), (1000, 10, 2**24), (2**24, 2**16, 600)):
         monkeypatch.setattr("internvl2.train.optimizers.adamw.CHUNK", chunk)
         monkeypatch.setattr("internvl2.train.optimizers.adamw.SMALL", small)
+        monkeypatch.setattr("internvl2.train.optimizers.adamw.TOGETHER", together)
         ps = parameters(torch.bfloat16)
         optimizer = ExactAdamW(ps, **OPTIONS)
         for _ in range(3):
             give_gradients(ps)
             optimizer.step()
         results.append([optimizer.master(p) for p in ps])
-    for a, b in zip(*results, strict=True):
-        assert torch.equal(a, b)
+    for a, *others in zip(*results, strict=True):
+        assert all(torch.equal(a, b) for b in others)
 
 
 def test_a_parameter_without_a_gradient_stays_and_counts_no_step():

@@ -6,7 +6,7 @@ state (`exact`), and the averages may take 8 bits each (`moments`). Everything i
 arithmetic, which runs on any device.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -33,6 +33,10 @@ COMPILED_CHUNK = 2**26
 """The same for compiled updates, which keep next to nothing between their operations."""
 SMALL = 2**16
 """Parameters up to this size are updated together, since each kernel would do next to nothing."""
+SMALL_FOR_A_GPU = 2**20
+"""The same for a device that is done with an adapter's matrix before the host has sent the next."""
+TOGETHER = 2**24
+"""Numbers that are updated together at most: copies of them exist meanwhile."""
 
 Group = dict[str, Any]
 State = dict[str, Tensor]
@@ -172,12 +176,13 @@ class ExactAdamW(torch.optim.Optimizer):
                 rates[count] = _rates(group, count, parameter, scale)
             if "mean_scales" in state:
                 self._step_8bit(parameter, rates[count])
-            elif local(parameter).numel() > SMALL:
-                self._step_large(parameter, rates[count])
-            else:
+            elif _is_small(parameter):
                 together.setdefault((count, parameter.dtype), []).append(parameter)
+            else:
+                self._step_large(parameter, rates[count])
         for (count, _), small in together.items():
-            self._step_together(small, rates[count])
+            for some in _lists_of(small, TOGETHER):
+                self._step_together(some, rates[count])
 
     def _advance(
         self, parameter: nn.Parameter, averages: Sequence[str] = ("mean", "square")
@@ -251,6 +256,24 @@ class ExactAdamW(torch.optim.Optimizer):
         """Random numbers that only the parameter's place and step decide, so that runs resume."""
         seed = int(self.state[parameter]["step"]) * 2**20 + self._index[parameter]
         return torch.Generator(parameter.device).manual_seed(seed)
+
+
+def _is_small(parameter: nn.Parameter) -> bool:
+    limit = SMALL if parameter.device.type == "cpu" else SMALL_FOR_A_GPU
+    return local(parameter).numel() <= limit
+
+
+def _lists_of(parameters: Sequence[nn.Parameter], most: int) -> Iterator[list[nn.Parameter]]:
+    """Parameters in their order, in lists of at most so many numbers, or of one parameter."""
+    some, numbers = [], 0
+    for parameter in parameters:
+        size = local(parameter).numel()
+        if some and numbers + size > most:
+            yield some
+            some, numbers = [], 0
+        some.append(parameter)
+        numbers += size
+    yield some
 
 
 def _update(slots: Slots, rates: Rates) -> None:

@@ -1,8 +1,8 @@
 """Bytes that a layer keeps of its forward pass for the backward pass, counted from its shapes.
 
 A linear map keeps its input where its weight or its adapter is trained; norms, gates and attention
-keep what their own gradients need. A compiled layer computes products and norms anew and keeps
-less. The counts are those that autograd is seen to keep (tests/train/planning).
+keep what their own gradients need. A compiled layer computes products, norms and some masks
+of dropout anew and keeps less. The counts are those that autograd is seen to keep (tests/train/planning).
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,8 @@ def kept_by_decoder_layer(config: DecoderConfig, learning: Learning, execution: 
         other += 4 * (config.num_heads + config.num_kv_heads)
     if learning.rank and learning.dropout:
         kept += 5 * wide + q + inner  # of q k v gate up, of o, of down
-        other += (5 * wide + q + inner) * execution.mask
+        masks = 5 * wide + (0 if execution.compiled else q + inner)
+        other += masks * execution.mask
     elif learning.rank or learning.weights:
         kept += 2 * wide + inner + (q if learning.rank and execution.compiled else 0)
     if learning.dora:
@@ -69,7 +70,8 @@ def kept_by_vision_layer(config: VisionConfig, learning: Learning, execution: Ex
     if learning.rank:
         own = wide if learning.dropout else 2 * wide
         kept += 4 * learning.rank - (0 if execution.compiled else own)
-        other += (inner + 3 * wide) * execution.mask if learning.dropout else 0
+        masks = 2 * wide if execution.compiled else inner + 3 * wide
+        other += masks * execution.mask if learning.dropout else 0
     if learning.dora:
         kept += 5 * wide + inner
     if config.qk_norm:
