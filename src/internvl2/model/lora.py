@@ -49,15 +49,15 @@ class LoraSettings:
 class HashedDropout(nn.Dropout):
     """Dropout that in a compiled layer hashes places instead of drawing a number for each.
 
-    PyTorch's generator takes longer on a GPU than the product behind it, and its mask is kept for
-    the way back; a hash of the place and of two numbers drawn per call is computed there again.
+    PyTorch's generator takes longer on a GPU than reading and writing what it is for. A hash of the
+    place and of two numbers drawn per call is cheap enough to be computed again going back.
     """
 
-    def forward(self, x: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    def forward(self, input: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """Each number 0 with probability `p`, else 1 / (1 - p) times itself."""
         if not (self.training and self.p > 0 and torch.compiler.is_compiling()):
-            return super().forward(x)
-        return torch.where(_hashed(x) < round(self.p * 2**31), 0.0, x * (1 / (1 - self.p)))
+            return super().forward(input)
+        return torch.where(_hashed(input) < round(self.p * 2**31), 0.0, input * (1 / (1 - self.p)))
 
 
 class LoraLinear(nn.Module):

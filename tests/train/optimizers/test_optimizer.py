@@ -77,7 +77,9 @@ def test_steps_that_plain_bf16_would_round_away_add_up():
     assert ours[0, 0].item() == pytest.approx(1 - 300e-5, rel=2**-8)
 
 
-def test_large_parameters_in_pieces_and_small_ones_together_move_as_each_alone(monkeypatch: pytest.MonkeyPatch):
+def test_large_parameters_in_pieces_and_small_ones_together_move_as_each_alone(
+    monkeypatch: pytest.MonkeyPatch,
+):
     results = []
     for chunk, small, together in ((2**24, 2**16, 2**24), (1000, 10, 2**24), (2**24, 2**16, 600)):
         monkeypatch.setattr("internvl2.train.optimizers.adamw.CHUNK", chunk)

@@ -2,7 +2,8 @@
 
 A linear map keeps its input where its weight or its adapter is trained; norms, gates and attention
 keep what their own gradients need. A compiled layer computes products, norms and some masks
-of dropout anew and keeps less. The counts are those that autograd is seen to keep (tests/train/planning).
+of dropout anew and keeps less. The counts are those that autograd is seen to keep
+(tests/train/planning).
 """
 
 from dataclasses import dataclass
