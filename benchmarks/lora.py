@@ -6,8 +6,8 @@ Speed is measured as `training.py` does it, on the same samples for both sides, 
 recipes of adapters (`2b-lora`, `8b-lora`) and their packs of 4096 tokens, of which ours runs
 `--joined` as one, as larger `packing` does, and theirs as many as are fastest. That both compute
 the same loss before they have adapters is checked first. PEFT's are in bf16, which is faster than
-its default. Where PEFT is not installed only our side is measured; its wheel, and that of accelerate,
-need no installation: `PYTHONPATH=peft-….whl:accelerate-….whl`.
+its default. Where PEFT is not installed only our side is measured; its wheel, and that of
+accelerate, need no installation: `PYTHONPATH=peft-….whl:accelerate-….whl`.
 
 Memory is the most that a process reserves on the GPU from its start, loading included, over steps
 of a pack of 4096 tokens each, with clipping, at a recipe's share of recomputation; beside it stands

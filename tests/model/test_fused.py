@@ -8,6 +8,7 @@ from torch import nn
 
 from internvl2.config import DecoderConfig, RotaryConfig
 from internvl2.model import attention
+from internvl2.model.aligned import ALIGNED, aligned_product
 from internvl2.model.attention import PackedAttention, PagedAttention
 from internvl2.model.decoder import Decoder
 from internvl2.model.fused import fuse
@@ -88,6 +89,29 @@ def test_without_triton_plain_torch_computes_and_one_warning_says_so(monkeypatch
     torch.testing.assert_close(hidden(model), wanted)
     (record,) = caplog.records
     assert "triton" in record.message
+
+
+@torch.no_grad()
+def test_several_rows_of_scores_may_be_aligned_and_are_the_same():
+    model = decoder()
+    states = hidden(model)
+    wanted = model.scores(states), model.scores(states[:1])
+    model.use(FusedKernels(scores=aligned_product))
+    found = model.scores(states), model.scores(states[:1])
+    assert found[0].stride(0) % ALIGNED == 0 != CONFIG.vocab_size % ALIGNED
+    assert found[1].stride(0) == CONFIG.vocab_size
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [2, 5, 64])
+def test_aligned_rows_of_scores_are_the_same_on_a_gpu(rows: int):
+    x = torch.randn(rows, 256, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(92553, 256, device="cuda", dtype=torch.bfloat16)
+    wanted = x.float() @ weight.float().T
+    torch.testing.assert_close(aligned_product(x, weight).float(), wanted, rtol=1e-2, atol=0.1)
 
 
 def test_fusing_leaves_the_random_numbers_of_others_alone(monkeypatch):

@@ -50,6 +50,8 @@ class Decoder(nn.Module):
         """What the head gives for each token of the vocabulary."""
         if len(hidden) == 1 and self.kernels.head is not None:
             return self.kernels.head(hidden, row_matrix(self.head))
+        if len(hidden) > 1 and self.kernels.scores is not None:
+            return self.kernels.scores(hidden, self.head.weight)
         return self.head(hidden)
 
     def use(self, kernels: FusedKernels) -> None:

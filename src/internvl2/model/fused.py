@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from internvl2.model.aligned import ALIGNED, aligned_product
 from internvl2.model.attention import (
     PrefillKernel,
     decode_attention,
@@ -28,6 +29,8 @@ from internvl2.model.rotary import Positions, Rotation
 from internvl2.model.spans import DecodeSpan
 
 BLOCK_SIZE = 16
+BATCH = 32
+"""Rows of scores in a trial: sequences that are answered together."""
 PREFILLS = ((3328, 3328), (100, 612))
 """Queries and keys in a trial: a picture of 13 tiles, and the end of a longer prompt."""
 LENGTHS = (1, BLOCK_SIZE, BLOCK_SIZE + 1, 150)
@@ -51,6 +54,7 @@ def fuse(decoder: Decoder, choice: KernelChoice, *, is_whole: bool = True) -> No
     plan_products(decoder.layers, choice)
     decoder.rotary.keep(decoder.embedding.weight.device)
     trials = _Trials.of(decoder)
+    has_plain_head = type(decoder.head) is nn.Linear
     mlp, attention = trials.layer.mlp.joined, trials.layer.attention.joined
     kernels = FusedKernels(
         sum_norm=_chosen(choice, trials.sum_norm(), _sum_norm),
@@ -60,8 +64,9 @@ def fuse(decoder: Decoder, choice: KernelChoice, *, is_whole: bool = True) -> No
         else None,
         paged_decode=_chosen(choice, trials.paged_decode(), _paged_decode),
         prefill=_fastest_prefill(choice, trials),
-        head=_chosen(choice, trials.head(), _row_product)
-        if type(decoder.head) is nn.Linear
+        head=_chosen(choice, trials.head(), _row_product) if has_plain_head else None,
+        scores=_chosen(choice, trials.scores(), lambda: aligned_product)
+        if has_plain_head and _is_odd_on_a_gpu(decoder.head)
         else None,
     )
     if is_whole and trials.has_row_matrices and kernels.turn_and_store:
@@ -171,7 +176,16 @@ class _Trials:
         plain = by(varlen_attention if found is None else _packed_prefill(found))
         size = self.layer.attention.head_dim
         case = (self.heads, self.kv_heads, size, number, found)
-        return Trial("attention of prompts", fused, plain, self._runs, case, must_be_faster=True)
+        other = "plain PyTorch" if found is None else f"the kernel in its way {found}"
+        return Trial(
+            "attention of prompts",
+            fused,
+            plain,
+            self._runs,
+            case,
+            must_be_faster=True,
+            other=other,
+        )
 
     @cached_property
     def _runs(self) -> tuple[Tensor, ...]:
@@ -218,6 +232,16 @@ class _Trials:
         hidden = (self._random(1, case[1]),)
         return Trial("the head", fused, head, hidden, case, must_be_faster=True)
 
+    def scores(self) -> Trial:
+        head = self.decoder.head
+
+        def aligned(hidden: Tensor) -> Tensor:
+            return aligned_product(hidden, head.weight)
+
+        case = tuple(head.weight.shape)
+        hidden = (self._random(BATCH, case[1]),)
+        return Trial("the head of a batch", aligned, head, hidden, case, must_be_faster=True)
+
     def _plain_turn(
         self, product: Tensor, cache: Tensor, slots: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -262,6 +286,10 @@ def _fastest_prefill(choice: KernelChoice, trials: _Trials) -> PrefillKernel | N
         if choice.prepare(trials.prefill(number, found)):
             found = number
     return None if found is None else _packed_prefill(found)
+
+
+def _is_odd_on_a_gpu(head: nn.Linear) -> bool:
+    return head.weight.device.type == "cuda" and head.out_features % ALIGNED != 0
 
 
 def _chosen(choice: KernelChoice, trial: Trial, load: Callable[[], Any]) -> Any | None:

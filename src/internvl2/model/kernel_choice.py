@@ -52,6 +52,8 @@ class Trial:
     """Largest difference, as a share of the plain path's largest number; None goes by its type."""
     must_be_faster: bool = False
     """Whether it is taken only if clearly faster, both timed as they run within CUDA graphs."""
+    other: str = "plain PyTorch"
+    """What a line with times calls the plain path: it may be another kernel."""
 
 
 class KernelChoice:
@@ -107,7 +109,7 @@ class KernelChoice:
         )
         is_faster = fused <= CLEARLY_FASTER * plain
         taken = "fused" if is_faster else "plain"
-        times = f"{fused * 1e6:.1f} us, plain PyTorch {plain * 1e6:.1f} us"
+        times = f"{fused * 1e6:.1f} us, {trial.other} {plain * 1e6:.1f} us"
         _logger.debug("%s on %s: fused %s; taking the %s path", trial.name, device, times, taken)
         return is_faster
 

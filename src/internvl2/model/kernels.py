@@ -43,6 +43,8 @@ class FusedKernels:
     """For steps of one token, where they are faster."""
     head: Callable[..., Tensor] | None = None
     """`triton_kernels.row_product` for the head, where that is faster."""
+    scores: Callable[[Tensor, Tensor], Tensor] | None = None
+    """`aligned.aligned_product` for the head and several rows, where that is faster."""
 
     def within(self, attend: Attention) -> Attention:
         """The same attention with the kernels that there are for it, where it is over a cache."""

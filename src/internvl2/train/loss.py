@@ -12,11 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from internvl2.model.aligned import aligned_product, aligned_rows
+
 CHUNK = 1024
 """Rows whose logits exist at once: 0.6 GB in fp32 for a vocabulary of 151,674."""
-ALIGNED = 64
-"""Rows of logits begin at multiples of so many numbers: the family's vocabularies are odd, and
-products of matrices whose rows begin anywhere leave a GPU's fast kernels."""
 
 
 def chunked_cross_entropy(
@@ -67,13 +66,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         head_grad = _accumulator(head, len(hidden) <= chunk) if wanted.head else None
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            scores = _log_probabilities(_logits(hidden[rows], head).float())
+            scores = _log_probabilities(aligned_product(hidden[rows], head).float())
             loss -= weights[rows] @ scores.gather(1, labels[rows, None])[:, 0]
             if not wanted.any:
                 continue
             error = _error(scores, labels[rows, None], weights[rows, None])
             if head.dtype != error.dtype:
-                error = _aligned_rows(error.shape, head).copy_(error)
+                error = aligned_rows(*error.shape, head).copy_(error)
             if hidden_grad is not None:
                 torch.mm(error, head, out=hidden_grad[rows])
             if head_grad is not None:
@@ -99,19 +98,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _accumulator(head: Tensor, once: bool) -> Tensor:
     """Zeros for the head's gradient: in fp32 unless a single chunk is all there is."""
     return torch.zeros_like(head, dtype=head.dtype if once else torch.float32)
-
-
-def _logits(
-    hidden: Float[Tensor, "rows dim"], head: Float[Tensor, "vocab dim"]
-) -> Float[Tensor, "rows vocab"]:
-    shape = torch.Size((len(hidden), len(head)))
-    return torch.mm(hidden, head.T, out=_aligned_rows(shape, head))
-
-
-def _aligned_rows(shape: torch.Size, like: Tensor) -> Float[Tensor, "rows vocab"]:
-    """Room for logits in the type of `like`."""
-    rows, vocab = shape
-    return like.new_empty(rows, -(-vocab // ALIGNED) * ALIGNED)[:, :vocab]
 
 
 def _log_probabilities(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
