@@ -132,9 +132,9 @@ class DecoderLayer(nn.Module):
         assert opening is not None
         x, product = row.normed(x, added, norms[0].weight, norms[0].eps, states.matrix)
         out = self.attention.over_cache(product, rotate, attend)
-        added = row.product(out, row_matrix(self.attention.o))
+        added = row.output(out, row_matrix(self.attention.o))
         x, inner = row.gated(x, added, norms[1].weight, norms[1].eps, opening.matrix)
-        return x, row.product(inner, row_matrix(self.mlp.down))
+        return x, row.down(inner, row_matrix(self.mlp.down))
 
 
 class DecoderAttention(nn.Module):

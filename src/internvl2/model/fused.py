@@ -26,6 +26,7 @@ from internvl2.model.kernel_choice import KernelChoice, Trial
 from internvl2.model.kernels import FusedKernels, RowKernels, gated, gated_halves
 from internvl2.model.low_bit_plans import plan_products
 from internvl2.model.rotary import Positions, Rotation
+from internvl2.model.row_shapes import fastest_row_kernels, usual_row_kernels
 from internvl2.model.spans import DecodeSpan
 
 BLOCK_SIZE = 16
@@ -70,7 +71,7 @@ def fuse(decoder: Decoder, choice: KernelChoice, *, is_whole: bool = True) -> No
         else None,
     )
     if is_whole and trials.has_row_matrices and kernels.turn_and_store:
-        kernels = replace(kernels, row=_chosen(choice, trials.row(kernels), _row))
+        kernels = replace(kernels, row=_row_kernels(choice, trials, kernels))
     decoder.use(kernels)
 
 
@@ -112,7 +113,7 @@ class _Trials:
         def fused(x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
             return _sum_norm()(x, added, norm.weight, norm.eps)
 
-        inputs = self._random(5, dim), self._random(5, dim)
+        inputs = self.random(5, dim), self.random(5, dim)
         return Trial("sums and norms", fused, plain, inputs, case=dim)
 
     def gate(self) -> Trial:
@@ -122,13 +123,13 @@ class _Trials:
             opening, up = product.chunk(2, dim=-1)
             return gated(opening, up)
 
-        product = self._random(5, 2 * inner)
+        product = self.random(5, 2 * inner)
         return Trial("gates", lambda x: _gate()(x), plain, (product,), case=inner)
 
     def turn_and_store(self) -> Trial:
         size, tokens = self.layer.attention.head_dim, 5
-        product = self._random(tokens, (self.heads + 2 * self.kv_heads) * size)
-        cache = self._random(2, 3, BLOCK_SIZE, self.kv_heads, size)
+        product = self.random(tokens, (self.heads + 2 * self.kv_heads) * size)
+        cache = self.random(2, 3, BLOCK_SIZE, self.kv_heads, size)
         slots = torch.tensor([0, 40, 16, 31, 5], device=product.device)
         rotate = self.decoder.rotary(Positions.packed([tokens], product.device))
         return Trial(
@@ -142,8 +143,8 @@ class _Trials:
     def paged_decode(self) -> Trial:
         size = self.layer.attention.head_dim
         blocks = -(-max(LENGTHS) // BLOCK_SIZE)
-        cache = self._random(2, len(LENGTHS) * blocks, BLOCK_SIZE, self.kv_heads, size)
-        q = self._random(len(LENGTHS), self.heads, size)
+        cache = self.random(2, len(LENGTHS) * blocks, BLOCK_SIZE, self.kv_heads, size)
+        q = self.random(len(LENGTHS), self.heads, size)
         tables = torch.arange(len(LENGTHS) * blocks).flip(0).view(len(LENGTHS), blocks)
         tables, lengths = tables.to(q.device), torch.tensor(LENGTHS, device=q.device)
 
@@ -192,12 +193,13 @@ class _Trials:
         """Queries, keys, values and bounds of prompts: numbers that take a while to draw."""
         size = self.layer.attention.head_dim
         queries, keys = map(sum, zip(*PREFILLS, strict=True))
-        q = self._random(queries, self.heads, size)
-        k, v = self._random(2, keys, self.kv_heads, size)
+        q = self.random(queries, self.heads, size)
+        k, v = self.random(2, keys, self.kv_heads, size)
         bounds = torch.tensor([(0, 0), *PREFILLS]).cumsum(0).T.to(q.device, torch.int32)
         return q, k, v, bounds
 
-    def row(self, kernels: FusedKernels) -> Trial:
+    def row(self, row: Callable[[], RowKernels], kernels: FusedKernels, *, faster: bool) -> Trial:
+        """A layer's products with a single row, against the ones for any number of rows."""
         attention, mlp = self.layer.attention, self.layer.mlp
         dim, inner = attention.o.out_features, attention.o.in_features
         norms = self.layer.attention_norm, self.layer.mlp_norm
@@ -212,15 +214,15 @@ class _Trials:
             return first, joined(normed), second, opened, mlp.down(opened)
 
         def fused(x: Tensor, added: Tensor, out: Tensor) -> tuple[Tensor, ...]:
-            row, (one, two) = _row(), norms
-            first, states = row.normed(x, added, one.weight, one.eps, joined.matrix)
-            turned = row.product(out, row_matrix(attention.o))
-            second, opened = row.gated(first, turned, two.weight, two.eps, opening.matrix)
-            return first, states, second, opened, row.product(opened, row_matrix(mlp.down))
+            by, (one, two) = row(), norms
+            first, states = by.normed(x, added, one.weight, one.eps, joined.matrix)
+            turned = by.output(out, row_matrix(attention.o))
+            second, opened = by.gated(first, turned, two.weight, two.eps, opening.matrix)
+            return first, states, second, opened, by.down(opened, row_matrix(mlp.down))
 
-        inputs = self._random(1, dim), self._random(1, dim), self._random(1, inner)
-        case = (dim, inner, mlp.down.in_features, type(mlp.down).__name__)
-        return Trial("products with one row", fused, plain, inputs, case, must_be_faster=True)
+        inputs = self.random(1, dim), self.random(1, dim), self.random(1, inner)
+        case = (dim, inner, mlp.down.in_features, type(mlp.down).__name__, faster)
+        return Trial("products with one row", fused, plain, inputs, case, must_be_faster=faster)
 
     def head(self) -> Trial:
         head = self.decoder.head
@@ -229,7 +231,7 @@ class _Trials:
             return _row_product()(hidden, row_matrix(head))
 
         case = tuple(head.weight.shape)
-        hidden = (self._random(1, case[1]),)
+        hidden = (self.random(1, case[1]),)
         return Trial("the head", fused, head, hidden, case, must_be_faster=True)
 
     def scores(self) -> Trial:
@@ -239,7 +241,7 @@ class _Trials:
             return aligned_product(hidden, head.weight)
 
         case = tuple(head.weight.shape)
-        hidden = (self._random(BATCH, case[1]),)
+        hidden = (self.random(BATCH, case[1]),)
         return Trial("the head of a batch", aligned, head, hidden, case, must_be_faster=True)
 
     def _plain_turn(
@@ -265,9 +267,9 @@ class _Trials:
 
     def heads_of(self, tokens: int) -> Tensor:
         """Queries of so many tokens."""
-        return self._random(tokens, self.heads, self.layer.attention.head_dim)
+        return self.random(tokens, self.heads, self.layer.attention.head_dim)
 
-    def _random(self, *shape: int) -> Tensor:
+    def random(self, *shape: int) -> Tensor:
         """Drawn without touching the random numbers of whoever loads a model."""
         weight = self.decoder.embedding.weight
         numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
@@ -286,6 +288,14 @@ def _fastest_prefill(choice: KernelChoice, trials: _Trials) -> PrefillKernel | N
         if choice.prepare(trials.prefill(number, found)):
             found = number
     return None if found is None else _packed_prefill(found)
+
+
+def _row_kernels(choice: KernelChoice, trials: _Trials, kernels: FusedKernels) -> RowKernels | None:
+    """Those for a single row where they are faster, in the shapes that are fastest."""
+    if not choice.prepare(trials.row(usual_row_kernels, kernels, faster=False)):
+        return None
+    found = fastest_row_kernels(trials.layer, choice, trials.random)
+    return _chosen(choice, trials.row(lambda: found, kernels, faster=True), lambda: found)
 
 
 def _is_odd_on_a_gpu(head: nn.Linear) -> bool:
@@ -337,9 +347,3 @@ def _row_product() -> Callable[..., Tensor]:
     from internvl2.model.triton_kernels.row_product import row_product
 
     return row_product
-
-
-def _row() -> RowKernels:
-    from internvl2.model.triton_kernels import row_product as kernels
-
-    return RowKernels(kernels.row_product, kernels.normed_row_product, kernels.gated_row_product)

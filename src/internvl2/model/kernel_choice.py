@@ -53,7 +53,7 @@ class Trial:
     must_be_faster: bool = False
     """Whether it is taken only if clearly faster, both timed as they run within CUDA graphs."""
     other: str = "plain PyTorch"
-    """What a line with times calls the plain path: it may be another kernel."""
+    """What lines of the log call the plain path: it may be another kernel."""
 
 
 class KernelChoice:
@@ -85,7 +85,7 @@ class KernelChoice:
             fault = (
                 f"Triton needs compute capability 8.0 or later, not {capability[0]}.{capability[1]}"
             )
-            self._report(trial.name, fault, device)
+            self._report(trial, fault, device)
             return False
         with torch.cuda.device(device):
             return self._decide(trial, device)
@@ -100,7 +100,7 @@ class KernelChoice:
             # A compiler fails in many ways; none of them should keep a model from answering.
             fault = f"{type(error).__name__}: {error}"
         if fault is not None:
-            self._report(trial.name, fault, device)
+            self._report(trial, fault, device)
         return fault is None
 
     def _is_faster(self, trial: Trial, device: torch.device) -> bool:
@@ -113,16 +113,17 @@ class KernelChoice:
         _logger.debug("%s on %s: fused %s; taking the %s path", trial.name, device, times, taken)
         return is_faster
 
-    def _report(self, name: str, fault: str, device: torch.device) -> None:
+    def _report(self, trial: Trial, fault: str, device: torch.device) -> None:
         """One warning for a kernel, and one alone for a reason that several share."""
-        if not self._reported & {name, fault}:
+        if not self._reported & {trial.name, fault}:
             _logger.warning(
-                "the fused kernel for %s is not used on %s, plain PyTorch computes it: %s",
-                name,
+                "the fused kernel for %s is not used on %s, %s computes it: %s",
+                trial.name,
                 device,
+                trial.other,
                 fault,
             )
-        self._reported |= {name, fault}
+        self._reported |= {trial.name, fault}
 
 
 class GraphClock:

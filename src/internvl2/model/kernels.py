@@ -20,9 +20,13 @@ from internvl2.model.attention import Attention, DecodeKernel, PagedAttention, P
 class RowKernels:
     """A matrix times a single row, and what stands around that (`triton_kernels.row_product`)."""
 
-    product: Callable[..., Tensor]
+    output: Callable[..., Tensor]
+    """Behind attention."""
     normed: Callable[..., tuple[Tensor, Tensor]]
+    """Queries, keys and values of a normed sum."""
     gated: Callable[..., tuple[Tensor, Tensor]]
+    """The gated half of an MLP, of a normed sum."""
+    down: Callable[..., Tensor]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -38,8 +39,10 @@ def decoders(config: DecoderConfig, device: torch.device, dtype: torch.dtype) ->
         if "norm" in name:
             weight.uniform_(0.5, 1.5)
     fused = copy.deepcopy(plain)
-    fuse(fused, KernelChoice(seconds=lambda run: 1.0))
-    assert None not in [getattr(fused.kernels, name) for name in PLAIN.__slots__]
+    times = (2.0**n for n in count())  # what is tried is timed first, and taken
+    fuse(fused, KernelChoice(seconds=lambda run: next(times)))
+    for_any = set(PLAIN.__slots__) - {"prefill", "scores"}
+    assert None not in [getattr(fused.kernels, name) for name in for_any]
     return [plain, fused]
 
 
@@ -78,6 +81,22 @@ def test_a_step_of_single_tokens(device, config, dtype, rows):
     plain, fused = (decode_step(d, device, dtype, rows) for d in decoders(config, device, dtype))
     for found, wanted in zip(fused, plain, strict=True):
         assert_close(found, wanted)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_each_product_with_one_row_gets_its_fastest_shape_and_none_if_no_faster(device):
+    from internvl2.model.triton_kernels.row_product import shapes_for
+
+    times = (2.0**n for n in count())
+    decoder = Decoder(QWEN2).to(device).eval().requires_grad_(False)
+    fuse(decoder, KernelChoice(seconds=lambda run: next(times)))
+    row = decoder.kernels.row
+    chosen = [part.keywords["shape"] for part in (row.output, row.normed, row.gated, row.down)]
+    assert chosen == [shapes_for(inputs)[-1] for inputs in (96, 64, 64, 96)]
+    usual = Decoder(QWEN2).to(device).eval().requires_grad_(False)
+    fuse(usual, KernelChoice(seconds=lambda run: 1.0))
+    assert usual.kernels.row is None
 
 
 @pytest.mark.slow

@@ -36,6 +36,33 @@ def test_a_product(device, dtype, biased, inputs, outputs):
     assert_close(row_product(x, RowMatrix(weight, bias)), F.linear(x, weight, bias))
 
 
+@pytest.mark.parametrize("inputs", [96, 2048, 3000])
+def test_every_shape_of_programs_gives_the_same(device, inputs):
+    from internvl2.model.triton_kernels import row_product as kernels
+
+    shapes = kernels.shapes_for(inputs)
+    assert shapes[0].rows == kernels.SHAPES[0].rows
+    assert len(set(shapes)) == len(shapes) > 2
+    x, added, norm = random(device, torch.float32, 3, inputs).split(1)
+    matrix = RowMatrix(random(device, torch.float32, 22, inputs) / 8, None)
+    normed = F.rms_norm(x + added, (inputs,), norm[0], 1e-5)
+    product = F.linear(normed, matrix.weight)
+    opening, up = product.chunk(2, dim=-1)
+    for shape in shapes:
+        assert_close(kernels.row_product(normed, matrix, shape), product)
+        _, found = kernels.normed_row_product(x, added, norm[0], 1e-5, matrix, shape)
+        assert_close(found, product)
+        _, found = kernels.gated_row_product(x, added, norm[0], 1e-5, matrix, shape)
+        assert_close(found, F.silu(opening) * up)
+
+
+def test_rows_too_long_to_be_read_ahead_in_large_tiles_are_not():
+    from internvl2.model.triton_kernels.row_product import MOST_AHEAD, shapes_for
+
+    assert max(shape.tile for shape in shapes_for(14336)) == MOST_AHEAD
+    assert max(shape.tile for shape in shapes_for(4096)) == 4096
+
+
 def test_programs_of_many_outputs(device, monkeypatch):
     from internvl2.model.triton_kernels import row_product
 

@@ -5,6 +5,9 @@ comes before and behind the product rides along: the sum with what the layer bef
 norm, and the gate of an MLP. Matrices in int8 or fp8 have a scale for each output.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import torch
 import triton
 import triton.language as tl
@@ -14,21 +17,35 @@ from torch import Tensor
 from internvl2.model.joined import RowMatrix
 from internvl2.model.triton_kernels.eight_bit import as_numbers
 
-TILE = 1024
-"""Most numbers of a row that are read at a time."""
-ROWS = 4
-"""Outputs of a program."""
 FEW = 2048
 """Outputs for which programs are made smaller, so that there are several for each processor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a program does."""
+
+    tile: int
+    """Most numbers of a row that are read at a time."""
+    rows: int
+    """Outputs; every program reads the input and the norm, which more of them share."""
+    warps: int = 4
+
+
+SHAPES = (Shape(1024, 4), Shape(2048, 4), Shape(2048, 8), Shape(4096, 8, warps=8))
+"""Those that may be fastest for some matrix: codes of 8 bits make rows of half the bytes."""
+MOST_AHEAD = 2048
+"""Largest tile of which the next ones are read ahead: they take shared memory."""
 
 
 def row_product(
     x: Float[Tensor, "1 inputs"],
     matrix: RowMatrix,
+    shape: Shape = SHAPES[0],
 ) -> Float[Tensor, "1 outputs"]:
     """As `F.linear`."""
     out = x.new_empty(1, len(matrix.weight))
-    _launch(x, (x, x, out), matrix, out, eps=0.0, is_normed=False, is_gated=False)
+    _launch(x, (x, x, out), matrix, out, shape, eps=0.0, is_normed=False, is_gated=False)
     return out
 
 
@@ -38,10 +55,11 @@ def normed_row_product(
     norm: Float[Tensor, " inputs"],
     eps: float,
     matrix: RowMatrix,
+    shape: Shape = SHAPES[0],
 ) -> tuple[Float[Tensor, "1 inputs"], Float[Tensor, "1 outputs"]]:
     """The sum of two rows, and the product of its RMS norm."""
     total, out = torch.empty_like(x), x.new_empty(1, len(matrix.weight))
-    _launch(x, (added, norm, total), matrix, out, eps=eps, is_normed=True, is_gated=False)
+    _launch(x, (added, norm, total), matrix, out, shape, eps=eps, is_normed=True, is_gated=False)
     return total, out
 
 
@@ -51,16 +69,24 @@ def gated_row_product(
     norm: Float[Tensor, " inputs"],
     eps: float,
     matrix: RowMatrix,
+    shape: Shape = SHAPES[0],
 ) -> tuple[Float[Tensor, "1 inputs"], Float[Tensor, "1 inner"]]:
     """The same, of whose product the SiLU of the first half is multiplied with the second half."""
     total, out = torch.empty_like(x), x.new_empty(1, len(matrix.weight) // 2)
-    _launch(x, (added, norm, total), matrix, out, eps=eps, is_normed=True, is_gated=True)
+    _launch(x, (added, norm, total), matrix, out, shape, eps=eps, is_normed=True, is_gated=True)
     return total, out
 
 
-def rows_for(outputs: int, is_gated: bool) -> int:
+def shapes_for(inputs: int) -> Sequence[Shape]:
+    """Shapes to try for rows of so many numbers, the usual one first, no two of them alike."""
+    whole = triton.next_power_of_2(inputs)
+    fitting = [shape for shape in SHAPES if shape.tile <= MOST_AHEAD or inputs <= shape.tile]
+    return list(dict.fromkeys(replace(s, tile=min(s.tile, whole)) for s in fitting))
+
+
+def rows_for(outputs: int, is_gated: bool, shape: Shape) -> int:
     """Outputs of a program: few, where there are few programs or each reads two rows for one."""
-    return ROWS if outputs > FEW and not is_gated else ROWS // 2
+    return shape.rows if outputs > FEW and not is_gated else shape.rows // 2
 
 
 def _launch(
@@ -68,6 +94,7 @@ def _launch(
     sum_norm: tuple[Tensor, Tensor, Tensor],
     matrix: RowMatrix,
     out: Tensor,
+    shape: Shape,
     *,
     eps: float,
     is_normed: bool,
@@ -76,7 +103,7 @@ def _launch(
     weight, bias, scales = matrix.weight, matrix.bias, matrix.scales
     assert weight.is_contiguous(), "the kernel reads matrices without gaps"
     outputs = out.shape[1]
-    rows = rows_for(outputs, is_gated)
+    rows = rows_for(outputs, is_gated, shape)
     _product[(triton.cdiv(outputs, rows),)](
         x,
         *sum_norm,
@@ -88,12 +115,12 @@ def _launch(
         inputs=weight.shape[1],
         outputs=outputs,
         rows=rows,
-        tile=min(TILE, triton.next_power_of_2(weight.shape[1])),
+        tile=min(shape.tile, triton.next_power_of_2(weight.shape[1])),
         is_normed=is_normed,
         is_gated=is_gated,
         has_scales=scales is not None,
         has_bias=bias is not None,
-        num_warps=4,
+        num_warps=shape.warps,
     )
 
 
