@@ -206,6 +206,29 @@ def test_resuming_decodes_nothing_that_was_seen(dataset, monkeypatch):
     assert asked == list(range(late.next_sample, 60))
 
 
+@pytest.mark.parametrize("fill", ["evenly", "in_order"])
+def test_a_run_goes_on_with_a_mended_sample_but_not_with_more_or_fewer(
+    folder, processor, tmp_path, fill
+):
+    def changed(lines: list[str]) -> Dataset:
+        path = tmp_path / "set.jsonl"
+        path.write_text("\n".join(lines))
+        source = open_source(path, SourceOptions(root=folder))
+        return Dataset(source, processor, LIMITS, seed=3)
+
+    lines = (folder / "set.jsonl").read_text().splitlines()
+    begun = list(loader(changed(lines), fill=fill))
+    position = Position.of(json.loads(json.dumps(begun[0].position.state())))
+    mended = changed([json.dumps(record(99)), *lines[1:]])
+    assert len(list(loader(mended, position, fill=fill))) == len(begun) - 1
+    for others, count in ((lines[1:], 29), ([*lines, lines[0]], 31)):
+        fault = rf"{count} samples, and had 30 when the run was begun.*another --output"
+        with pytest.raises(ValueError, match=fault):
+            loader(changed(others), position, fill=fill)
+    old = Position.of({k: v for k, v in position.state().items() if k != "epoch"})
+    assert loader(changed(lines[1:]), old, fill=fill).position.epoch == 29
+
+
 def test_the_number_of_steps_is_known_before_the_run(dataset):
     steps = loader(dataset, packs_per_step=2, epochs=3.0)
     assert steps.count_steps() == len(list(steps))

@@ -9,7 +9,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from math import ceil
 from pathlib import Path
@@ -41,6 +41,8 @@ class Position:
     step: int = 0
     skipped: int = 0
     """Samples that could not be used."""
+    epoch: int | None = None
+    """Samples of an epoch, by which all this is counted; None where a checkpoint does not say."""
 
     def state(self) -> dict[str, Any]:
         """As plain numbers, for a checkpoint."""
@@ -50,7 +52,8 @@ class Position:
     def of(cls, state: dict[str, Any]) -> "Position":
         """From what `state` gave, also after JSON."""
         waiting = tuple(Waiting(**sample) for sample in state["waiting"])
-        return cls(state["next_sample"], waiting, state["step"], state["skipped"])
+        counts = (state["step"], state["skipped"], state.get("epoch"))
+        return cls(state["next_sample"], waiting, *counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,18 @@ class _Ordered:
     made: tuple[Callable[[], Made], ...]
 
 
+def _counted(position: Position, samples: int) -> Position:
+    """The position in data of so many samples; an error where it was counted by others."""
+    if position.epoch not in (None, samples):
+        raise ValueError(
+            f"an epoch of the data has {samples} samples, and had {position.epoch} when the run "
+            "was begun, which counts what it has seen by them; put the data back as it was "
+            "(samples may be mended, and skip_bad_samples leaves out what cannot be used), or give "
+            "another --output"
+        )
+    return replace(position, epoch=samples)
+
+
 class Loader:
     """Iterates over the steps of a run from a position on."""
 
@@ -128,7 +143,7 @@ class Loader:
     ) -> None:
         self.dataset, self.costs = dataset, costs
         self.options = options or LoaderOptions()
-        self.position = position or Position()
+        self.position = _counted(position or Position(), len(dataset))
         self.left_out = self.position.skipped
         """Samples that this rank knows to be left out."""
         self._workers = Workers(dataset, self.options.workers)
@@ -217,7 +232,13 @@ class Loader:
                 packs.append(planner.next_pack())
             if len(packs) == self.options.packs_per_step or not (more or planner.waiting):
                 step += bool(packs)
-                after = Position(seen, planner.waiting, step, skipped)
+                after = replace(
+                    position,
+                    next_sample=seen,
+                    waiting=planner.waiting,
+                    step=step,
+                    skipped=skipped,
+                )
                 yield _Planned(tuple(packs), after, tuple(faults))
                 packs, faults = [], []
 
@@ -232,7 +253,7 @@ class Loader:
             )
             packs = tuple(PackPlan(tuple(own), limits.tokens, limits.tiles) for own in windows)
             start, step = stop, step + 1
-            yield _Planned(packs, Position(stop, (), step, position.skipped), ())
+            yield _Planned(packs, replace(position, next_sample=stop, step=step), ())
 
     def _sizes(self, start: int, stop: int | None) -> Iterator[PromptSize | Fault]:
         """What each sample takes, measured ahead where there are processes for it."""
