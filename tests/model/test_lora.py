@@ -171,6 +171,7 @@ def test_inputs_are_dropped_in_training_mode_alone():
     torch.testing.assert_close(mean, plain + change, rtol=0, atol=0.1 * change.abs().max().item())
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_layer_drops_as_many_inputs_others_each_time_and_the_same_going_back(backend):
     torch.compiler.reset()
@@ -189,6 +190,7 @@ def test_a_compiled_layer_drops_as_many_inputs_others_each_time_and_the_same_goi
     assert torch.equal(x.grad == 0, gone[0])
 
 
+@pytest.mark.compiled
 @pytest.mark.gpu
 def test_a_compiled_adapter_on_a_gpu_drops_the_same_inputs_going_back():
     layer = trained(LoraLinear(nn.Linear(256, 128), LoraSettings(8, 8.0, dropout=0.25)))
