@@ -58,7 +58,7 @@ def test_our_side_recomputes_where_memory_does_not_suffice(sides, work_of, monke
     monkeypatch.setattr(sides, "timed", timed)
     options = sides.Options(torch.device("cpu"), steps=1, warm_up=0, compile_ours=False)
     timing = sides.time_ours(work_of("8b", tiny=True, packs=1), Recipe.read("8b"), options)
-    assert timing.setting == "8bit moments, recompute 0.5/0.5"
+    assert timing.setting == "packs of 512, 8bit moments, recompute 0.5/0.5"
     assert timing.tried == ("8bit moments, recompute 0/0: out of memory",)
 
 
