@@ -46,6 +46,14 @@ def test_the_packs_of_the_training_benchmark_are_nearly_full(work_of):
     assert 0.1 <= work.learned / work.tokens <= 0.15
 
 
+def test_joined_packs_hold_the_same_samples(work_of):
+    work = work_of("2b", tiny=True, packs=4)
+    joined = work.joined(2)
+    assert (len(work.packs), len(joined.packs)) == (4, 2)
+    assert (joined.samples, joined.limits.tokens) == (work.samples, 2 * work.limits.tokens)
+    assert [len(batch.tokens) for batch in joined.batches()] == [joined.limits.tokens] * 2
+
+
 @pytest.mark.slow
 def test_our_side_recomputes_where_memory_does_not_suffice(sides, work_of, monkeypatch):
     real, wanted = sides.timed, iter((False, True))
@@ -59,7 +67,7 @@ def test_our_side_recomputes_where_memory_does_not_suffice(sides, work_of, monke
     options = sides.Options(torch.device("cpu"), steps=1, warm_up=0, compile_ours=False)
     timing = sides.time_ours(work_of("8b", tiny=True, packs=1), Recipe.read("8b"), options)
     assert timing.setting == "packs of 512, 8bit moments, recompute 0.5/0.5"
-    assert timing.tried == ("8bit moments, recompute 0/0: out of memory",)
+    assert timing.tried == ("packs of 512, 8bit moments, recompute 0/0: out of memory",)
 
 
 @pytest.mark.slow
