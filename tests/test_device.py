@@ -110,7 +110,7 @@ def test_segments_grow_on_a_gpu_unless_the_environment_configures_the_allocator(
 
 
 @pytest.mark.gpu
-def test_memory_that_is_reserved_after_that_grows():
+def test_memory_of_a_gpu_is_reserved_in_segments_that_grow():
     device = torch.device("cuda")
     torch.cuda.empty_cache()
     devices.let_segments_grow(device)

@@ -118,7 +118,8 @@ def test_every_command_from_ten_pictures_to_a_tuned_model_prints_what_the_page_s
         assert shown in printed
     assert [json.loads(line)["step"] for line in losses.splitlines()] == [4, 8, 12, 16]
     assert re.sub(r"\d+", "0", box) in re.sub(r"\d+", "0", printed)
-    assert printed.count("\n*  LoRA r16") == 2
+    assert printed.count("\n*  LoRA r16, features kept ") == 1
+    assert printed.count("\n*  LoRA r16 ") == 1
     check_files(tmp_path)
 
 
@@ -198,3 +199,9 @@ def test_the_example_of_fine_tuning_is_short_and_answers_right(tmp_path: Path):
     )
     assert done.stdout == "Clark Florist, £79.80\n"
     assert (tmp_path / "tuned" / "adapter_model.safetensors").is_file()
+
+
+def test_the_plan_on_the_page_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]):
+    first, *shown = fenced("text", "Planning")[0].splitlines()
+    assert run(first.removeprefix("$ ")) == 0
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == shown

@@ -21,7 +21,7 @@ from internvl2.model.triton_kernels import (
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
-def compiled(kernel, pointers, numbers, constants, **options):
+def compiled(kernel, pointers, numbers, constants, most=128, **options):
     names = kernel.arg_names
     kinds = dict.fromkeys(names, "constexpr") | {n: "i32" for n in numbers} | pointers
     kinds |= {name: "fp32" for name in ("scale", "eps") if name in names}
@@ -37,7 +37,8 @@ def compiled(kernel, pointers, numbers, constants, **options):
         file.write(built.asm["cubin"])
         file.flush()
         usage = subprocess.run([TOOL, "-res-usage", file.name], capture_output=True, text=True)
-    print(kernel.__name__, constants, built.metadata.shared, usage.stdout.replace(chr(10), " "))
+    used = f"MOST:{most} {usage.stdout}".replace(chr(10), " ")
+    print(kernel.__name__, constants, built.metadata.shared, used)
 
 for size, group in ((64, 7), (96, 1), (128, 8)):
     width = triton.next_power_of_2(size)
@@ -90,6 +91,9 @@ for inputs, outputs, is_gated in ((896, 4864, True), (14336, 4096, False), (4096
              "rows": row_product.rows_for(outputs, is_gated, shape),
              "tile": shape.tile, "is_normed": is_gated, "is_gated": is_gated,
              "has_scales": numbers != "*bf16", "has_bias": True},
+            # Other shapes than the usual one have all that leaves room for two programs.
+            128 if shape.rows == row_product.SHAPES[0].rows and shape.tile <= 1024
+            else 65536 // (2 * 32 * shape.warps),
             num_warps=shape.warps,
         )
 for size, group in ((64, 7), (96, 1), (128, 4)):
@@ -102,7 +106,8 @@ for size, group in ((64, 7), (96, 1), (128, 4)):
             ["q_stride", "k_stride", "v_stride"],
             {"group": group, "size": size, "width": width, "rows": tiling.queries,
              "tile": tiling.keys(width), "is_interpreted": False},
-            num_warps=tiling.warps, num_stages=tiling.stages,
+            # Sums of 128 rows: eight warps of one program, or four of each of two, have all.
+            256, num_warps=tiling.warps, num_stages=tiling.stages,
         )
 compiled(
     resample._resample,
@@ -142,9 +147,8 @@ def test_kernels_compile_for_hopper_and_spill_nothing(monkeypatch):
     lines = run.stdout.splitlines()
     assert len(lines) == 59
     for line in lines:
-        # Programs with all registers for 256 threads: sums of 128 rows, or many outputs of a row.
-        most = 256 if line.startswith(("_attend_run", "_product")) else 128
-        usage = re.search(r"REG:(\d+) STACK:(\d+)", line)
+        usage = re.search(r"MOST:(\d+).*REG:(\d+) STACK:(\d+)", line)
         assert usage, line
-        assert int(usage[1]) <= most, line
-        assert int(usage[2]) <= 16, line
+        most, registers, stack = map(int, usage.groups())
+        assert registers <= most, line
+        assert stack <= 16, line
