@@ -12,6 +12,7 @@ from internvl2.config import DecoderConfig, InternVLConfig, RotaryConfig, Vision
 from internvl2.engine.engine import Engine, EngineOptions
 from internvl2.model.internvl import random_model
 from internvl2.processing.conversation import Text
+from internvl2.processing.pixels import PictureOptions
 from internvl2.processing.processor import Processor
 from internvl2.processing.prompt import MediaSpan, Prompt
 
@@ -54,7 +55,7 @@ class LetterProcessor(Processor):
     """Encodes the texts of a conversation letter by letter; pictures are tiles already."""
 
     def __init__(self, config: InternVLConfig) -> None:
-        self.config = config
+        self.config, self.pictures = config, PictureOptions()
         self.stop_token_ids = (STOP,)
         self.tokenizer = SimpleNamespace(stream=Letters, bos_id=BOS)
 

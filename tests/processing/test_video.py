@@ -14,7 +14,7 @@ from PIL import Image
 
 from internvl2.processing.fetch import MediaError
 from internvl2.processing.pixels import PictureOptions
-from internvl2.processing.video import read_frames, sample_indices
+from internvl2.processing.video import open_frames, read_frames, sample_indices
 from internvl2.processing.video_file import Packet, plan
 
 H264 = {"preset": "ultrafast", "bf": "3", "b_strategy": "0", "x264-params": "scenecut=0"}
@@ -209,6 +209,35 @@ def test_a_folder_is_a_video_in_natural_order(tmp_path):
 def test_decoded_frames_are_a_video():
     arrays = tuple(numbered(index, (160, 16)) for index in range(10))
     assert numbers(arrays, 5) == numbers(tuple(map(Image.fromarray, arrays)), 5)
+
+
+@pytest.mark.parametrize("count", [5, 10, 12])
+def test_decoded_frames_are_opened_as_they_are_read(count):
+    arrays = [numbered(index, (160, 16)) for index in range(10)]
+    mixed = [Image.fromarray(each) if n % 3 else each for n, each in enumerate(arrays)]
+    read = read_frames(mixed, count)
+    opened = open_frames(mixed, count)
+    assert [one.size for one in opened] == [image.size for image in read.images]
+    assert [one.decode().tobytes() for one in opened] == [i.tobytes() for i in read.images]
+    kept = [mixed[index] if index % 3 == 0 else None for index in read.indices]
+    assert all(one.pixels is given for one, given in zip(opened, kept, strict=True))
+
+
+def test_decoded_frames_that_cannot_be_read_cannot_be_opened():
+    good, small = np.zeros((4, 6, 3), np.uint8), PictureOptions(max_pixels=23)
+    for frames, options, count, bounds in (
+        ((np.zeros((2, 2, 3)),), None, 8, {}),
+        ((np.zeros((0, 2, 3), np.uint8),), None, 8, {}),
+        ((), None, 8, {}),
+        ((good,), small, 8, {}),
+        ((Image.fromarray(good),), small, 8, {}),
+        ((good,), None, 0, {}),
+        ((good,), None, 1025, {}),
+        ((good,), None, 8, {"start": 1.0}),
+    ):
+        with pytest.raises(MediaError) as caught:
+            open_frames(frames, count, options=options, **bounds)
+        assert str(caught.value) == fault(frames, count, options=options, **bounds)
 
 
 def test_a_video_opens_from_a_path_and_a_data_url(clip, tmp_path):

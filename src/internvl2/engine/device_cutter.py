@@ -3,11 +3,13 @@
 Pixels go there and tiles come back, so that prompts, caches and digests are what they are
 everywhere; even so a prompt about a picture is ready in less than half of the time
 (benchmarks/RESULTS.md). One lot of pictures is there at a time, on a stream that runs before the
-model's work.
+model's work. Pixels and tiles pass through pinned memory, from which and to which the device copies
+several times as fast; threads that stand ready copy on the host's side.
 """
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,6 +31,8 @@ RESERVED_BYTES = 2 * MOST_BYTES
 """What the memory plan keeps for them: pieces of other sizes leave gaps."""
 KEPT_TAPS = 64
 """Weights that stay on the device, by old and new length; a few kilobytes each."""
+SHARE = 2 * 2**20
+"""Bytes that one thread copies: handing over fewer takes longer than copying them."""
 
 _Pictures = UInt8[Tensor, "pictures height width 3"]
 
@@ -36,7 +40,9 @@ _Pictures = UInt8[Tensor, "pictures height width 3"]
 class DeviceCutter:
     """Cuts pictures on one device; any thread may ask."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self.pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="cut")
+        self._threads = max(1, threads)
         self._device = device
         with torch.cuda.device(device):
             self._stream = torch.cuda.Stream(priority=-1)
@@ -54,18 +60,64 @@ class DeviceCutter:
         tiles: UInt8[np.ndarray, "pictures tiles side side 3"],
     ) -> None:
         """Fills the tiles of pictures of one size, as many of them as are cut at once."""
-        side, thumbnail = tiles.shape[2], tiles.shape[1] > grid.tiles
         with torch.cuda.device(self._device):
-            shape = (len(pictures), *pictures[0].shape)
-            pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-            np.stack(pictures, out=pinned.numpy())
+            pixels = _pinned((len(pictures), *pictures[0].shape))
+            self._copy(pictures, list(pixels.numpy()))
             with self._alone, torch.cuda.stream(self._stream):
-                there = pinned.to(self._device, non_blocking=True)
-                # The copy back waits for this stream alone, and holds up no other thread.
-                torch.from_numpy(tiles).copy_(self._resizer.tiles(there, grid, side, thumbnail))
+                back = self._cut(pixels, grid, tiles.shape)
+                self._copy(list(back.numpy()), list(tiles))
+
+    def _cut(self, pixels: _Pictures, grid: Grid, shape: tuple[int, ...]) -> Tensor:
+        """Tiles of that shape in pinned memory; nothing is left on the device."""
+        side, thumbnail = shape[2], shape[1] > grid.tiles
+        back = _pinned(shape)
+        there = pixels.to(self._device, non_blocking=True)
+        back.copy_(self._resizer.tiles(there, grid, side, thumbnail), non_blocking=True)
+        # Waits for this stream alone, and holds up no other thread.
+        self._stream.synchronize()
+        return back
+
+    def _copy(self, sources: Sequence[np.ndarray], places: Sequence[np.ndarray]) -> None:
+        """Fills places with what is in as many sources of their shapes."""
+        shares = shares_of(sources, places, self._threads)
+        if len(shares) == 1:
+            _copy_all(shares[0])
+        else:
+            list(self.pool.map(_copy_all, shares))
 
 
-def device_cutter(device: torch.device) -> DeviceCutter | None:
+class Piece(NamedTuple):
+    """Some rows of an array, and where they go."""
+
+    source: np.ndarray
+    place: np.ndarray
+
+
+def shares_of(
+    sources: Sequence[np.ndarray], places: Sequence[np.ndarray], threads: int
+) -> list[list[Piece]]:
+    """What each of at most so many threads copies; few where there is little."""
+    pieces: list[Piece] = []
+    for source, place in zip(sources, places, strict=True):
+        rows = max(1, SHARE * len(place) // place.nbytes)
+        parts = [slice(first, first + rows) for first in range(0, len(place), rows)]
+        pieces += [Piece(source[part], place[part]) for part in parts]
+    total = sum(place.nbytes for place in places)
+    count = max(1, min(threads, len(pieces), total // SHARE))
+    return [pieces[first::count] for first in range(count)]
+
+
+def _copy_all(pieces: list[Piece]) -> None:
+    """NumPy copies without holding the interpreter."""
+    for piece in pieces:
+        np.copyto(piece.place, piece.source)
+
+
+def _pinned(shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+
+
+def device_cutter(device: torch.device, threads: int) -> DeviceCutter | None:
     """What cuts pictures on a device; None, with a warning, where its kernel does not do."""
     trial = Trial(
         "pictures resized on the device",
@@ -74,7 +126,7 @@ def device_cutter(device: torch.device) -> DeviceCutter | None:
         inputs=(_example(device),),
         tolerance=0.0,
     )
-    return DeviceCutter(device) if KernelChoice().prepare(trial) else None
+    return DeviceCutter(device, threads) if KernelChoice().prepare(trial) else None
 
 
 class _Taps(NamedTuple):

@@ -96,8 +96,10 @@ class Engine:
         )
         if request.records:
             recorder = CudaRecorder(weight.device)
-        cutter = device_cutter(weight.device) if request.cuts else None
-        self.processor = processor if cutter is None else processor.cutting_with(cutter)
+        self.processor = processor
+        if request.cuts:
+            cutter = device_cutter(weight.device, processor.pictures.threads)
+            self.processor = processor if cutter is None else processor.cutting_with(cutter)
         self._most_tiles = runner_options.vision_tiles
         self.runner = runner_of(model, runner_options, recorder, team)
         self._loop = StepLoop(self.scheduler, self.runner)

@@ -7,23 +7,32 @@ than their bytes. A picture that a prompt is still being read with stays whateve
 from collections import OrderedDict
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from itertools import pairwise
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from internvl2.engine.scheduler import Chunk
-from internvl2.engine.tile_encoder import TileEncoder
-from internvl2.processing.prompt import MediaSpan
+from internvl2.engine.tile_encoder import TileEncoder, Tiles
+from internvl2.processing.prompt import MediaSpan, Prompt
 
 
 @dataclass(frozen=True)
 class _Missing:
     """A picture to encode."""
 
-    digest: bytes
-    tiles: UInt8[np.ndarray, "tiles size size 3"]
+    prompt: Prompt
+    span: MediaSpan
+
+    @property
+    def stop(self) -> int:
+        """One past its last tile among the prompt's."""
+        return self.span.first_tile + self.span.num_tiles
+
+    def follows(self, other: "_Missing") -> bool:
+        """Whether its tiles lie behind another picture's, in the same array."""
+        return self.prompt is other.prompt and self.span.first_tile == other.stop
 
 
 class VisionCache:
@@ -53,8 +62,7 @@ class VisionCache:
             held = self._held.get(chunk.sequence.id, {})
             for span in overlapping(chunk):
                 if span.digest not in held and span.digest not in self._features:
-                    tiles = prompt.tiles[span.first_tile : span.first_tile + span.num_tiles]
-                    missing[span.digest] = _Missing(span.digest, tiles)
+                    missing.setdefault(span.digest, _Missing(prompt, span))
         if missing:
             self._encode(list(missing.values()))
         for chunk in chunks:
@@ -83,16 +91,23 @@ class VisionCache:
             held[digest] = self._features[digest]
 
     def _encode(self, pictures: list[_Missing]) -> None:
-        encoded = self._encoder.encode([picture.tiles for picture in pictures])
+        encoded = self._encoder.encode(_joined(pictures))
         self.num_encoded += len(encoded)
         first = 0
         for picture in pictures:
-            last = first + len(picture.tiles)
+            last = first + picture.span.num_tiles
             # A copy, so that dropping one picture frees its memory.
             features = torch.cat(encoded[first:last])
-            self._features[picture.digest] = features
+            self._features[picture.span.digest] = features
             self._num_bytes += features.nbytes
             first = last
+
+
+def _joined(pictures: list[_Missing]) -> list[Tiles]:
+    """All their tiles, as few arrays: threads of the host meet at the end of each one's upload."""
+    begun = [i for i, one in enumerate(pictures) if not i or not one.follows(pictures[i - 1])]
+    runs = [pictures[start:stop] for start, stop in pairwise([*begun, len(pictures)])]
+    return [run[0].prompt.tiles[run[0].span.first_tile : run[-1].stop] for run in runs]
 
 
 def overlapping(chunk: Chunk) -> list[MediaSpan]:

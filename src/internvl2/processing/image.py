@@ -8,6 +8,7 @@ unless asked otherwise (`resize`).
 """
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from functools import lru_cache
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -57,6 +58,11 @@ class Grid(NamedTuple):
 @runtime_checkable
 class Cutter(Protocol):
     """Cuts pictures elsewhere, where that is faster, into the tiles that Pillow's pixels make."""
+
+    @property
+    def pool(self) -> Executor:
+        """Threads that stand ready: to begin new ones takes as long as to hash a video's tiles."""
+        ...
 
     def most_together(self, size: tuple[int, int], grid: Grid, side: int) -> int:
         """How many pictures of a width and height are cut at once; 0 where one is too large."""

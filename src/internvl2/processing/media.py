@@ -27,7 +27,7 @@ from internvl2.processing.image import (
 from internvl2.processing.pixels import read_picture
 from internvl2.processing.resize import Pixels
 from internvl2.processing.tile_cache import TileCache, Tiles, digest, digest_of_bytes
-from internvl2.processing.video import count_frames, read_frames
+from internvl2.processing.video import count_frames, open_frames, read_frames
 
 PART = 2**20
 """Bytes of a picture in memory that one thread hashes."""
@@ -87,15 +87,15 @@ class MediaReader:
         if isinstance(part, Picture):
             yield self._open_picture(part, self._budget(part, max_tiles))
             return
-        # Frames that lie in memory already are resized when they are cut, by several threads.
-        in_memory = not isinstance(part.source, str | Path | bytes)
-        shrink_to = self.config.tile_size if part.max_tiles == 1 and not in_memory else None
-        frames = read_frames(
-            part.source, part.num_frames, part.start, part.end, self.pictures, shrink_to
-        )
-        for frame, index in zip(frames.images, frames.indices, strict=True):
-            pixels = _pixels_given(part, index)
-            yield Opened(frame.size, part.max_tiles, lambda frame=frame: frame, pixels=pixels)
+        way = (part.num_frames, part.start, part.end, self.pictures)
+        if not isinstance(part.source, str | Path | bytes):
+            # They are resized when they are cut, by several threads.
+            for given in open_frames(part.source, *way):
+                yield Opened(given.size, part.max_tiles, given.decode, pixels=given.pixels)
+            return
+        shrink_to = self.config.tile_size if part.max_tiles == 1 else None
+        for frame in read_frames(part.source, *way, shrink_to).images:
+            yield Opened(frame.size, part.max_tiles, lambda frame=frame: frame)
 
     def measure(self, part: Picture | Video, max_tiles: int | None) -> Iterator[Measured]:
         """The sizes that `open` would find, from headers alone where they tell."""
@@ -154,8 +154,7 @@ class MediaReader:
             cutter.cut(pictures[lot], grid, tiles[lot])
         known = (b"",) * len(pictures)
         if digests:
-            with ThreadPoolExecutor(max(1, self.pictures.threads)) as pool:
-                known = tuple(pool.map(digest, tiles))
+            known = tuple(cutter.pool.map(digest, tiles))
         return CutAll(tiles.reshape(-1, side, side, 3), known)
 
     def cut(self, opened: Opened, grid: Grid, digests: bool) -> Cut:
@@ -205,14 +204,6 @@ class MediaReader:
             return Opened(size, budget, decode, known, pixels)
         side = max(size)
         return Opened((side, side), budget, lambda: pad_to_square(decode()), known)
-
-
-def _pixels_given(video: Video, index: int) -> Pixels | None:
-    """A frame of a video that its user has as an array."""
-    if isinstance(video.source, str | Path | bytes):
-        return None
-    frame = video.source[index]
-    return frame if isinstance(frame, np.ndarray) else None
 
 
 def _pixels(opened: Opened) -> Pixels:

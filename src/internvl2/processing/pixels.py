@@ -103,13 +103,18 @@ def open_picture(
     """The picture as RGB: from a path, an http(s) or data: URL, encoded bytes, or Pillow itself."""
     options = options or PictureOptions()
     if isinstance(source, Image.Image):
-        name = f"picture of {source.width}x{source.height} pixels"
-        _check_size(source, name, options.max_pixels)
-        return to_rgb(source, name, options)
+        return to_rgb(source, require_size(source.size, options), options)
     name = describe(source, "picture")
     content = read_source(source, "picture", options.remote)
     with identify(content, name, options) as image:
         return to_rgb(image, name, options)
+
+
+def require_size(size: tuple[int, int], options: PictureOptions) -> str:
+    """What messages call a picture in memory of this width and height, which must be bearable."""
+    name = f"picture of {size[0]}x{size[1]} pixels"
+    _check_size(size, name, options.max_pixels)
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +280,7 @@ def identify(content: bytes | Path, name: str, options: PictureOptions) -> Image
     except DECODE_ERRORS as error:
         raise damaged(name, error) from error
     try:
-        _check_size(image, name, options.max_pixels)
+        _check_size(image.size, name, options.max_pixels)
     except MediaError:
         image.close()
         raise
@@ -287,8 +292,8 @@ def _has_avif() -> bool:
     return "AVIF" in Image.OPEN
 
 
-def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
-    width, height = image.size
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
     if width < 1 or height < 1:
         raise MediaError(f"{name} is empty: {width}x{height} pixels")
     if width * height > max_pixels:

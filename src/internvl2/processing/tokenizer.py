@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from internvl2.processing.subwords import (
     SPACE,
@@ -82,6 +83,13 @@ class _Segment:
         return _Segment(
             text, None, 1, self.flags, tuple(max(border - gone, 0) for border in self.borders)
         )
+
+
+class _Chunk(NamedTuple):
+    """A text that is encoded by itself."""
+
+    text: str
+    ids: Sequence[int]
 
 
 class Tokenizer:
@@ -269,10 +277,9 @@ class Tokenizer:
                 is_target += [segment.flags[0]] * segment.repeat
             else:
                 chunks = self._chunks(segment.text, guarded)
-                ids = [self.subwords.encode(chunk) for chunk in chunks]
-                flags = self._targets(segment, chunks, sum(map(len, ids)))
-                token_ids += chain.from_iterable(ids)
-                is_target += flags
+                ids = list(chain.from_iterable(chunk.ids for chunk in chunks))
+                token_ids += ids
+                is_target += self._targets(segment, [chunk.text for chunk in chunks], len(ids))
         return Encoded(token_ids, is_target)
 
     def _llama_spaced(self, segments: list[_Segment]) -> list[_Segment]:
@@ -294,17 +301,21 @@ class Tokenizer:
             return segments
         return [segment if segment.token else segment.after(" ") for segment in segments]
 
-    def _chunks(self, text: str, guarded: bool) -> list[str]:
+    def _chunks(self, text: str, guarded: bool) -> list[_Chunk]:
         """The text cut so that none of it is read as a control token; seldom in more than one."""
-        if not guarded or self._control_ids.isdisjoint(self.subwords.encode(text)):
-            return [text]
+        whole = self._chunk(text)
+        if not guarded or self._control_ids.isdisjoint(whole.ids):
+            return [whole]
         cuts = (
             [match.start() + 1 for match in self._spelled.finditer(text)] if self._spelled else []
         )
-        chunks = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
-        if all(self._control_ids.isdisjoint(self.subwords.encode(chunk)) for chunk in chunks):
+        chunks = [self._chunk(text[a:b]) for a, b in pairwise([0, *cuts, len(text)])]
+        if all(self._control_ids.isdisjoint(chunk.ids) for chunk in chunks):
             return chunks
-        return list(text)
+        return [self._chunk(character) for character in text]
+
+    def _chunk(self, text: str) -> _Chunk:
+        return _Chunk(text, self.subwords.encode(text))
 
     def _targets(self, segment: _Segment, chunks: list[str], count: int) -> list[bool]:
         if len(set(segment.flags)) == 1:

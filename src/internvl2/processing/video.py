@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -23,17 +25,21 @@ from internvl2.processing.pixels import (
     first_bytes,
     open_picture,
     read_source,
+    require_size,
 )
-from internvl2.processing.resize import Arithmetic, shrink
+from internvl2.processing.resize import Arithmetic, Pixels, shrink
 from internvl2.processing.video_file import open_video
 
-VideoSource = str | Path | bytes | Sequence[Image.Image | np.ndarray]
+DecodedFrames = Sequence[Image.Image | np.ndarray]
+VideoSource = str | Path | bytes | DecodedFrames
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 MOST_FRAMES = 1024
 """Beyond any context of the family; frames are held until the prompt is complete."""
 _FOREVER = 100_000.0
 """Seconds that stand for "no bound" in the official sampling."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,18 @@ class Frames:
     """Seconds from the first frame of the video; all 0 where frames have no times."""
 
 
+@dataclass(frozen=True, slots=True)
+class DecodedFrame:
+    """A frame that its user has decoded: a picture, or the pixels of one."""
+
+    size: tuple[int, int]
+    """Width and height."""
+    decode: Callable[[], Image.Image]
+    """The same as an RGB picture."""
+    pixels: Pixels | None
+    """The array that the user has; None where it is a picture."""
+
+
 def sample_indices(
     bound: tuple[float, float] | None, fps: float, last_frame: int, num_frames: int, first: int = 0
 ) -> list[int]:
@@ -103,14 +121,11 @@ def read_frames(
     `start` and `end` bound it in seconds. With `shrink_to` every frame is resized at once to a
     square of that side, which are the pixels that its single tile has.
     """
-    if num_frames < 1:
-        raise MediaError(f"{num_frames} frames of a video were asked for; at least 1 is needed")
-    if num_frames > MOST_FRAMES:
-        raise MediaError(f"{num_frames} frames of a video were asked for; at most {MOST_FRAMES}")
-    options, bounds = options or PictureOptions(), Bounds(start, end)
-    request = _Request(num_frames, bounds, options, _shrinker(shrink_to, options.arithmetic))
+    options = options or PictureOptions()
+    keep = _shrinker(shrink_to, options.arithmetic)
+    request = _Request(num_frames, Bounds(start, end), options, keep)
     if not isinstance(source, str | Path | bytes):
-        return _from_sequence(list(source), request)
+        return _from_sequence(source, request)
     if not isinstance(source, bytes) and _is_folder(source):
         return _from_folder(Path(source), request)
     name = describe(source, "video")
@@ -118,6 +133,27 @@ def read_frames(
     if _is_animation(first_bytes(content, 12)):
         return _from_animation(content, name, request)
     return _from_file(content, name, request)
+
+
+def open_frames(
+    source: DecodedFrames,
+    num_frames: int = 8,
+    start: float | None = None,
+    end: float | None = None,
+    options: PictureOptions | None = None,
+) -> tuple[DecodedFrame, ...]:
+    """The frames that `read_frames` would take of decoded ones; of arrays nothing is copied yet."""
+    options = options or PictureOptions()
+    request = _Request(num_frames, Bounds(start, end), options, _shrinker(None, options.arithmetic))
+    indices = _decoded_indices(source, request)
+    # Pictures may be files of which nobody has read the pixels so far.
+    has_pictures = any(isinstance(source[index], Image.Image) for index in indices)
+    opened = _each_once(
+        lambda index: _open_frame(source[index], index, options),
+        indices,
+        options.threads if has_pictures else 1,
+    )
+    return tuple(opened[index] for index in indices)
 
 
 def count_frames(source: VideoSource, num_frames: int) -> int:
@@ -133,6 +169,13 @@ class _Request:
     bounds: Bounds
     options: PictureOptions
     keep: Callable[[Image.Image], Image.Image]
+
+    def __post_init__(self) -> None:
+        asked = f"{self.num_frames} frames of a video were asked for"
+        if self.num_frames < 1:
+            raise MediaError(f"{asked}; at least 1 is needed")
+        if self.num_frames > MOST_FRAMES:
+            raise MediaError(f"{asked}; at most {MOST_FRAMES}")
 
     def indices(self, total: int, fps: float, name: str) -> list[int]:
         """Which frames to take of `total`."""
@@ -191,41 +234,51 @@ def _from_folder(folder: Path, request: _Request) -> Frames:
     if not files:
         raise MediaError(f"{name} is a folder without pictures ({', '.join(PICTURE_SUFFIXES)})")
     files.sort(key=lambda path: _natural(path.name))
+    indices = _still_indices(len(files), name, request)
+    return _from_still(indices, request, lambda index: open_picture(files[index], request.options))
+
+
+def _from_sequence(frames: DecodedFrames, request: _Request) -> Frames:
+    indices = _decoded_indices(frames, request)
     return _from_still(
-        len(files), name, request, lambda index: open_picture(files[index], request.options)
+        indices,
+        request,
+        lambda index: _open_frame(frames[index], index, request.options).decode(),
     )
 
 
-def _from_sequence(frames: list[Image.Image | np.ndarray], request: _Request) -> Frames:
-    if not frames:
+def _decoded_indices(frames: DecodedFrames, request: _Request) -> list[int]:
+    if not len(frames):
         raise MediaError("a video of decoded frames is empty; at least one frame is needed")
-
-    def read(index: int) -> Image.Image:
-        frame = frames[index]
-        image = _from_array(frame, index) if isinstance(frame, np.ndarray) else frame
-        return open_picture(image, request.options)
-
+    indices = _still_indices(len(frames), f"video of {len(frames)} decoded frames", request)
     # No more frames than asked for: whoever decoded them has chosen them.
-    chosen = list(range(len(frames))) if len(frames) <= request.num_frames else None
-    name = f"video of {len(frames)} decoded frames"
-    return _from_still(len(frames), name, request, read, chosen)
+    return list(range(len(frames))) if len(frames) <= request.num_frames else indices
+
+
+def _still_indices(total: int, name: str, request: _Request) -> list[int]:
+    """Which frames to take where they have no times."""
+    if request.bounds.given:
+        raise MediaError(f"{name} has no times, so start and end in seconds mean nothing in it")
+    return request.indices(total, 1.0, name)
 
 
 def _from_still(
-    total: int,
-    name: str,
-    request: _Request,
-    read: Callable[[int], Image.Image],
-    chosen: list[int] | None = None,
+    indices: list[int], request: _Request, read: Callable[[int], Image.Image]
 ) -> Frames:
-    """Frames that are pictures of their own, with no times."""
-    if request.bounds.given:
-        raise MediaError(f"{name} has no times, so start and end in seconds mean nothing in it")
-    indices = request.indices(total, 1.0, name) if chosen is None else chosen
+    """Frames that are pictures of their own."""
+    kept = _each_once(
+        lambda index: request.keep(read(index)), indices, max(1, request.options.threads)
+    )
+    return _frames(kept, indices, [0.0] * len(indices))
+
+
+def _each_once(work: Callable[[int], T], indices: Sequence[int], threads: int) -> dict[int, T]:
+    """What becomes of each frame, those that come twice done once, by at most so many threads."""
     different = list(dict.fromkeys(indices))
-    with ThreadPoolExecutor(max(1, min(request.options.threads, len(different)))) as pool:
-        kept = list(pool.map(lambda index: request.keep(read(index)), different))
-    return _frames(dict(zip(different, kept, strict=True)), indices, [0.0] * len(indices))
+    if min(threads, len(different)) <= 1:
+        return {index: work(index) for index in different}
+    with ThreadPoolExecutor(min(threads, len(different))) as pool:
+        return dict(zip(different, pool.map(work, different), strict=True))
 
 
 def _frames(
@@ -234,13 +287,25 @@ def _frames(
     return Frames(tuple(images[index] for index in indices), tuple(indices), tuple(seconds))
 
 
-def _from_array(frame: np.ndarray, index: int) -> Image.Image:
+def _open_frame(
+    frame: Image.Image | np.ndarray, index: int, options: PictureOptions
+) -> DecodedFrame:
+    if isinstance(frame, np.ndarray):
+        pixels = _require_pixels(frame, index)
+        size = (pixels.shape[1], pixels.shape[0])
+        require_size(size, options)
+        return DecodedFrame(size, partial(Image.fromarray, pixels), pixels)
+    picture = open_picture(frame, options)
+    return DecodedFrame(picture.size, lambda: picture, None)
+
+
+def _require_pixels(frame: np.ndarray, index: int) -> Pixels:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
         raise MediaError(
             f"frame {index} of a video is {frame.dtype}{list(frame.shape)}; "
             "need uint8[height, width, 3]"
         )
-    return Image.fromarray(frame)
+    return frame
 
 
 def _is_picture_file(path: Path) -> bool:
