@@ -99,9 +99,10 @@ def test_arrays_of_frames_are_cut_elsewhere_without_a_picture_made_of_them(proce
 def test_frames_cut_elsewhere_are_hashed_by_threads_that_stand_ready(processor):
     cutter, asked = HostCutter(), (Message.user(Video(frames(8), num_frames=8)),)
     processor.cutting_with(cutter).encode(asked)
-    assert cutter.pool.done == [digest]
-    processor.cutting_with(cutter).encode(asked, options=EncodeOptions(digests=False))
-    assert cutter.pool.done == [digest]
+    assert cutter.pool.done == [digest] * 3
+    prompt = processor.cutting_with(cutter).encode(asked, options=EncodeOptions(digests=False))
+    assert cutter.pool.done == [digest] * 3
+    assert {span.digest for span in prompt.media} == {b""}
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import torch
 
 from internvl2.engine.scheduler import Chunk
 from internvl2.engine.sequence import SamplingParams, Sequence
+from internvl2.engine.tile_encoder import TileEncoder
 from internvl2.engine.vision_cache import VisionCache
 
 
-class Sums:
+class Sums(TileEncoder):
     """A tower that makes one visual token of a tile, the sum of its pixels."""
 
     def __init__(self):

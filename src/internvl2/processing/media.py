@@ -7,7 +7,7 @@ decoded only if nobody has cut the same bytes in the same way before.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
@@ -149,12 +149,13 @@ class MediaReader:
         pictures, side = [_pixels(one) for one in opened], self.config.tile_size
         each = grid.with_thumbnail(self.config.use_thumbnail)
         tiles = np.empty((len(pictures), each, side, side, 3), np.uint8)
+        hashes: list[Iterator[bytes]] = []
         for first in range(0, len(pictures), most):
             lot = slice(first, first + most)
             cutter.cut(pictures[lot], grid, tiles[lot])
-        known = (b"",) * len(pictures)
-        if digests:
-            known = tuple(cutter.pool.map(digest, tiles))
+            if digests:  # made while the next lot is cut
+                hashes.append(cutter.pool.map(digest, tiles[lot]))
+        known = tuple(chain.from_iterable(hashes)) if digests else (b"",) * len(pictures)
         return CutAll(tiles.reshape(-1, side, side, 3), known)
 
     def cut(self, opened: Opened, grid: Grid, digests: bool) -> Cut:
