@@ -1,40 +1,49 @@
-"""Products of a decoder's layers with a single row, each in programs of the shape that is fastest.
+"""Products of a decoder's layers with a single row, each by the programs that are fastest for it.
 
-One shape does not fit all: rows of 8-bit codes have half the bytes of rows in bf16, so that what
-every program reads besides, the input and the norm, weighs twice as much.
+No kind fits all: rows of 8-bit codes have half the bytes of rows in bf16, so that what programs
+read besides, the input and the norm, weighs twice as much.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from internvl2.model.decoder import DecoderLayer
+from internvl2.model.decoder import DecoderAttention, DecoderLayer, GatedMLP
 from internvl2.model.joined import RowMatrix, row_matrix
 from internvl2.model.kernel_choice import KernelChoice, Trial
 from internvl2.model.kernels import RMSNorm, RowKernels
 
 if TYPE_CHECKING:
     from internvl2.model.triton_kernels.row_product import Shape
+    from internvl2.model.triton_kernels.row_walk import Walk
+
+LAYERS = 4
+"""Whose products of a kind are timed one after the other: on some GPUs they overlap."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Product:
-    """One of a layer's products, and what its shapes are tried on."""
+    """One of a layer's products, in several layers, and what its shapes are tried on."""
 
     kernel: Callable[..., Any]
     inputs: tuple[Tensor, ...]
-    matrix: RowMatrix
+    matrices: tuple[RowMatrix, ...]
     norm: RMSNorm | None = None
+    is_gated: bool = False
 
-    def in_shape(self, shape: "Shape") -> Callable[..., Any]:
-        """The product of inputs."""
-        settings: dict[str, Any] = {"matrix": self.matrix, "shape": shape}
-        if self.norm is not None:
-            settings |= {"norm": self.norm.weight, "eps": self.norm.eps}
-        return partial(self.kernel, **settings)
+    def in_shape(self, shape: "Shape | Walk") -> Callable[..., Any]:
+        """All layers' products of inputs, of which the last is what comes back."""
+        norm = {} if self.norm is None else {"norm": self.norm.weight, "eps": self.norm.eps}
+
+        def products(*inputs: Tensor) -> Any:
+            return [
+                self.kernel(*inputs, matrix=matrix, shape=shape, **norm) for matrix in self.matrices
+            ][-1]
+
+        return products
 
 
 def usual_row_kernels() -> RowKernels:
@@ -46,32 +55,38 @@ def usual_row_kernels() -> RowKernels:
 
 
 def fastest_row_kernels(
-    layer: DecoderLayer, choice: KernelChoice, random: Callable[[int, int], Tensor]
+    layers: Sequence[DecoderLayer], choice: KernelChoice, random: Callable[[int, int], Tensor]
 ) -> RowKernels:
-    """The kernels in the shapes that are fastest for layers like this one, held in rows.
+    """The kernels in the shapes that are fastest for layers like these, held in rows.
 
     `random` draws numbers. To be called where the usual kernels are known to run.
     """
-    usual, attention, mlp = usual_row_kernels(), layer.attention, layer.mlp
-    assert attention.joined is not None
-    assert mlp.joined is not None
-    states, opening = attention.joined.matrix, mlp.joined.matrix
-    output, down = row_matrix(attention.o), row_matrix(mlp.down)
-    row, out, inner = (random(1, matrix.weight.shape[1]) for matrix in (states, output, down))
+    usual, first = usual_row_kernels(), layers[0]
+    states = tuple(_joined(layer.attention) for layer in layers)
+    opening = tuple(_joined(layer.mlp) for layer in layers)
+    output = tuple(row_matrix(layer.attention.o) for layer in layers)
+    down = tuple(row_matrix(layer.mlp.down) for layer in layers)
+    row, out, inner = (random(1, part[0].weight.shape[1]) for part in (states, output, down))
     products = (
         _Product(usual.output, (out,), output),
-        _Product(usual.normed, (row, row), states, layer.attention_norm),
-        _Product(usual.gated, (row, row), opening, layer.mlp_norm),
+        _Product(usual.normed, (row, row), states, first.attention_norm),
+        _Product(usual.gated, (row, row), opening, first.mlp_norm, is_gated=True),
         _Product(usual.down, (inner,), down),
     )
     return RowKernels(*(partial(p.kernel, shape=_fastest(p, choice)) for p in products))
 
 
-def _fastest(product: _Product, choice: KernelChoice) -> "Shape":
+def _joined(module: DecoderAttention | GatedMLP) -> RowMatrix:
+    assert module.joined is not None
+    return module.joined.matrix
+
+
+def _fastest(product: _Product, choice: KernelChoice) -> "Shape | Walk":
     from internvl2.model.triton_kernels.row_product import shapes_for
 
-    weight = product.matrix.weight
-    found, *others = shapes_for(weight.shape[1])
+    weight = product.matrices[0].weight
+    inputs, size = weight.shape[1], weight.element_size()
+    found, *others = shapes_for(inputs, size, is_gated=product.is_gated)
     for shape in others:
         trial = Trial(
             "products with one row in another shape",
@@ -80,7 +95,7 @@ def _fastest(product: _Product, choice: KernelChoice) -> "Shape":
             product.inputs,
             case=(product.norm is None, tuple(weight.shape), weight.dtype, shape, found),
             must_be_faster=True,
-            other=f"the kernel in {found}",
+            other=f"{found}, not {shape}, in {len(product.matrices)} layers",
         )
         if choice.prepare(trial):
             found = shape

@@ -16,7 +16,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from internvl2.model.triton_kernels import (
-    gate, packed_prefill, paged_decode, resample, row_product, sum_norm, turn_and_store, vision
+    gate, packed_prefill, paged_decode, resample, row_product, row_walk, sum_norm, turn_and_store,
+    vision,
 )
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -50,16 +51,17 @@ for size, group in ((64, 7), (96, 1), (128, 8)):
              "parts": found, "weights": found},
             ["q_stride", "table_stride"],
             {"group": group, "rows": 16, "size": size, "width": width, "block_size": 16,
-             "tile": paged_decode.TILE, "is_split": is_split, "is_interpreted": False},
-            num_warps=4, num_stages=3,
+             "tile": paged_decode.TILE, "is_split": is_split, "is_early": True,
+             "is_interpreted": False},
+            num_warps=4, num_stages=3, launch_pdl=True,
         )
     compiled(
         paged_decode._join_splits,
         {"parts": "*fp32", "weights": "*fp32", "lengths": "*i64", "out": "*bf16"},
         ["splits"],
         {"size": size, "width": width, "most": paged_decode.MOST_SPLITS,
-         "tile": paged_decode.TILE},
-        num_warps=4,
+         "tile": paged_decode.TILE, "is_early": True},
+        num_warps=4, launch_pdl=True,
     )
     compiled(
         turn_and_store._turn,
@@ -68,8 +70,8 @@ for size, group in ((64, 7), (96, 1), (128, 8)):
          "values": "*bf16"},
         [],
         {"turning": 2 * (group + 1), "kv_heads": 2, "half": size // 2, "width": width // 2,
-         "tile": turn_and_store.HEADS, "is_normed": True},
-        num_warps=2,
+         "tile": turn_and_store.HEADS, "is_normed": True, "is_early": True},
+        num_warps=2, launch_pdl=True,
     )
 for dim in (896, 4096, 8192):
     compiled(
@@ -81,20 +83,39 @@ for dim in (896, 4096, 8192):
     )
 for inputs, outputs, is_gated in ((896, 4864, True), (14336, 4096, False), (4096, 14336, True)):
     pointers = ["x", "added", "norm", "total", "weight", "scales", "bias", "out"]
-    shapes = row_product.shapes_for(inputs)
-    for numbers, shape in itertools.product(("*bf16", "*i8", "*fp8e4nv"), shapes):
+    for numbers, shape in itertools.product(("*bf16", "*i8", "*fp8e4nv"), row_product.SHAPES):
         compiled(
             row_product._product,
             dict.fromkeys(pointers, "*bf16") | {"weight": numbers},
             [],
             {"inputs": inputs, "outputs": outputs,
              "rows": row_product.rows_for(outputs, is_gated, shape),
-             "tile": shape.tile, "is_normed": is_gated, "is_gated": is_gated,
-             "has_scales": numbers != "*bf16", "has_bias": True},
+             "tile": min(shape.tile, triton.next_power_of_2(inputs)), "is_normed": is_gated,
+             "is_gated": is_gated, "has_scales": numbers != "*bf16", "has_bias": True},
             # Other shapes than the usual one have all that leaves room for two programs.
             128 if shape.rows == row_product.SHAPES[0].rows and shape.tile <= 1024
             else 65536 // (2 * 32 * shape.warps),
             num_warps=shape.warps,
+        )
+    walks = [
+        (numbers, codes, walk)
+        for numbers, codes in (("*bf16", 1), ("*i8", 4), ("*fp8e4nv", 4))
+        for walk in row_walk.walks_for(inputs, 2 if codes == 1 else 1, is_gated=is_gated)
+    ]
+    for numbers, codes, walk in walks:
+        compiled(
+            row_walk._walk,
+            dict.fromkeys(pointers, "*bf16") | {"weight": numbers if codes == 1 else "*i32"},
+            [],
+            {"inputs": inputs, "outputs": outputs, "rows": walk.rows,
+             "width": triton.next_power_of_2(inputs), "programs": 132 * walk.programs,
+             "codes": codes, "is_int": numbers == "*i8", "is_normed": is_gated,
+             "is_gated": is_gated, "has_scales": codes > 1, "has_bias": True, "is_early": True,
+             "is_interpreted": False},
+            # As many as the programs of a processor leave each other.
+            65536 // (walk.programs * 32 * walk.warps),
+            num_warps=walk.warps,
+            launch_pdl=True,
         )
 for size, group in ((64, 7), (96, 1), (128, 4)):
     width = triton.next_power_of_2(size)
@@ -145,7 +166,7 @@ def test_kernels_compile_for_hopper_and_spill_nothing(monkeypatch):
     run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
-    assert len(lines) == 59
+    assert len(lines) == 83
     for line in lines:
         usage = re.search(r"MOST:(\d+).*REG:(\d+) STACK:(\d+)", line)
         assert usage, line

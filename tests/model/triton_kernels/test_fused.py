@@ -93,7 +93,8 @@ def test_each_product_with_one_row_gets_its_fastest_shape_and_none_if_no_faster(
     fuse(decoder, KernelChoice(seconds=lambda run: next(times)))
     row = decoder.kernels.row
     chosen = [part.keywords["shape"] for part in (row.output, row.normed, row.gated, row.down)]
-    assert chosen == [shapes_for(inputs)[-1] for inputs in (96, 64, 64, 96)]
+    products = ((96, False), (64, False), (64, True), (96, False))
+    assert chosen == [shapes_for(inputs, 4, is_gated=gated)[-1] for inputs, gated in products]
     usual = Decoder(QWEN2).to(device).eval().requires_grad_(False)
     fuse(usual, KernelChoice(seconds=lambda run: 1.0))
     assert usual.kernels.row is None

@@ -11,6 +11,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from internvl2.model.triton_kernels.early import begins_early, launch_option, take_over
+
 TILE = 64
 """Tokens that a program reads at a time."""
 MOST_SPLITS = 64
@@ -46,7 +48,7 @@ def paged_decode(
     if splits > 1:
         parts = torch.empty(sequences, heads, splits, size, dtype=torch.float32, device=q.device)
         weights = torch.empty(sequences, heads, splits, dtype=torch.float32, device=q.device)
-    width = triton.next_power_of_2(size)
+    width, is_early = triton.next_power_of_2(size), begins_early(q.device)
     _attend_split[(sequences, kv_heads, splits)](
         q,
         keys,
@@ -65,12 +67,15 @@ def paged_decode(
         block_size=block_size,
         tile=TILE,
         is_split=splits > 1,
+        is_early=is_early,
         is_interpreted=q.device.type == "cpu",
         num_warps=4,
         num_stages=3 if q.element_size() == 2 else 2,  # more would not fit in registers
+        **launch_option(is_early),
     )
     if splits > 1:
         constants = {"size": size, "width": width, "most": MOST_SPLITS, "tile": TILE}
+        constants |= {"is_early": is_early, **launch_option(is_early)}
         _join_splits[(sequences, heads)](parts, weights, lengths, out, splits, **constants)
     return out
 
@@ -103,9 +108,11 @@ def _attend_split(
     block_size: tl.constexpr,
     tile: tl.constexpr,
     is_split: tl.constexpr,
+    is_early: tl.constexpr,
     is_interpreted: tl.constexpr,
 ) -> None:
     """One split of one sequence, for all the query heads that share a key head."""
+    take_over(is_early)
     sequence, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     kv_heads, splits = tl.num_programs(1), tl.num_programs(2)
     length = tl.load(lengths + sequence).to(tl.int32)
@@ -119,8 +126,7 @@ def _attend_split(
     q_at = sequence * q_stride + head[:, None] * size + column[None, :]
     query = tl.load(q + q_at, mask=is_inside, other=0.0)
     highest = tl.full([rows], float("-inf"), tl.float32)
-    total = tl.zeros([rows], tl.float32)
-    found = tl.zeros([rows, width], tl.float32)
+    total, found = tl.zeros([rows], tl.float32), tl.zeros([rows, width], tl.float32)
     for first in range(start, stop, tile):
         token = first + tl.arange(0, tile)
         is_seen = token < stop
@@ -171,8 +177,10 @@ def _join_splits(
     width: tl.constexpr,
     most: tl.constexpr,
     tile: tl.constexpr,
+    is_early: tl.constexpr,
 ) -> None:
     """The mean of what the splits of one head found, each by the weight that it saw."""
+    take_over(is_early)
     sequence, head = tl.program_id(0), tl.program_id(1)
     heads = tl.num_programs(1)
     length = tl.load(lengths + sequence).to(tl.int32)

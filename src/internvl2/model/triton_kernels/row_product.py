@@ -16,6 +16,7 @@ from torch import Tensor
 
 from internvl2.model.joined import RowMatrix
 from internvl2.model.triton_kernels.eight_bit import as_numbers
+from internvl2.model.triton_kernels.row_walk import Walk, launch_walk, walks_for
 
 FEW = 2048
 """Outputs for which programs are made smaller, so that there are several for each processor."""
@@ -32,16 +33,14 @@ class Shape:
     warps: int = 4
 
 
-SHAPES = (Shape(1024, 4), Shape(2048, 4), Shape(2048, 8), Shape(4096, 8, warps=8))
+SHAPES = (Shape(1024, 4), Shape(2048, 4))
 """Those that may be fastest for some matrix: codes of 8 bits make rows of half the bytes."""
-MOST_AHEAD = 2048
-"""Largest tile of which the next ones are read ahead: they take shared memory."""
 
 
 def row_product(
     x: Float[Tensor, "1 inputs"],
     matrix: RowMatrix,
-    shape: Shape = SHAPES[0],
+    shape: Shape | Walk = SHAPES[0],
 ) -> Float[Tensor, "1 outputs"]:
     """As `F.linear`."""
     out = x.new_empty(1, len(matrix.weight))
@@ -55,7 +54,7 @@ def normed_row_product(
     norm: Float[Tensor, " inputs"],
     eps: float,
     matrix: RowMatrix,
-    shape: Shape = SHAPES[0],
+    shape: Shape | Walk = SHAPES[0],
 ) -> tuple[Float[Tensor, "1 inputs"], Float[Tensor, "1 outputs"]]:
     """The sum of two rows, and the product of its RMS norm."""
     total, out = torch.empty_like(x), x.new_empty(1, len(matrix.weight))
@@ -69,7 +68,7 @@ def gated_row_product(
     norm: Float[Tensor, " inputs"],
     eps: float,
     matrix: RowMatrix,
-    shape: Shape = SHAPES[0],
+    shape: Shape | Walk = SHAPES[0],
 ) -> tuple[Float[Tensor, "1 inputs"], Float[Tensor, "1 inner"]]:
     """The same, of whose product the SiLU of the first half is multiplied with the second half."""
     total, out = torch.empty_like(x), x.new_empty(1, len(matrix.weight) // 2)
@@ -77,11 +76,11 @@ def gated_row_product(
     return total, out
 
 
-def shapes_for(inputs: int) -> Sequence[Shape]:
-    """Shapes to try for rows of so many numbers, the usual one first, no two of them alike."""
+def shapes_for(inputs: int, size: int, *, is_gated: bool) -> Sequence[Shape | Walk]:
+    """What to try for rows of so many numbers in `size` bytes each, the usual shape first."""
     whole = triton.next_power_of_2(inputs)
-    fitting = [shape for shape in SHAPES if shape.tile <= MOST_AHEAD or inputs <= shape.tile]
-    return list(dict.fromkeys(replace(s, tile=min(s.tile, whole)) for s in fitting))
+    shapes = dict.fromkeys(replace(shape, tile=min(shape.tile, whole)) for shape in SHAPES)
+    return (*shapes, *walks_for(inputs, size, is_gated=is_gated))
 
 
 def rows_for(outputs: int, is_gated: bool, shape: Shape) -> int:
@@ -94,7 +93,7 @@ def _launch(
     sum_norm: tuple[Tensor, Tensor, Tensor],
     matrix: RowMatrix,
     out: Tensor,
-    shape: Shape,
+    shape: Shape | Walk,
     *,
     eps: float,
     is_normed: bool,
@@ -102,6 +101,11 @@ def _launch(
 ) -> None:
     weight, bias, scales = matrix.weight, matrix.bias, matrix.scales
     assert weight.is_contiguous(), "the kernel reads matrices without gaps"
+    if isinstance(shape, Walk):
+        launch_walk(
+            x, sum_norm, matrix, out, shape, eps=eps, is_normed=is_normed, is_gated=is_gated
+        )
+        return
     outputs = out.shape[1]
     rows = rows_for(outputs, is_gated, shape)
     _product[(triton.cdiv(outputs, rows),)](

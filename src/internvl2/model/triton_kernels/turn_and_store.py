@@ -10,6 +10,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from internvl2.model.triton_kernels.early import begins_early, launch_option, take_over
+
 HEADS = 8
 """Heads of a token that a program takes."""
 
@@ -35,6 +37,7 @@ def turn_and_store(
     turning = product.shape[1] // size - kv_heads
     turned = torch.empty(tokens, turning, size, dtype=product.dtype, device=product.device)
     q_weight, k_weight = (turned, turned) if norms is None else norms
+    is_early = begins_early(product.device)
     _turn[(tokens, triton.cdiv(turning + kv_heads, HEADS))](
         product.contiguous(),
         cos.contiguous(),
@@ -52,7 +55,9 @@ def turn_and_store(
         width=triton.next_power_of_2(size // 2),
         tile=HEADS,
         is_normed=norms is not None,
+        is_early=is_early,
         num_warps=2,
+        **launch_option(is_early),
     )
     return turned
 
@@ -75,8 +80,10 @@ def _turn(
     width: tl.constexpr,
     tile: tl.constexpr,
     is_normed: tl.constexpr,
+    is_early: tl.constexpr,
 ) -> None:
     """Some heads of one token, each as the two halves that turn against each other."""
+    take_over(is_early)
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * tile + tl.arange(0, tile))[:, None]
     column = tl.arange(0, width)[None, :]
