@@ -34,8 +34,6 @@ from internvl2.train.step_loss import pack_loss
 
 RECOMPUTE = (Recompute(0.0, 0.0), Recompute(0.5, 0.5), Recompute(1.0, 1.0))
 """What our side tries until a step fits into memory."""
-LONG = 3.0
-"""Seconds; of a longer step a single one tells enough to choose a setting."""
 
 
 @dataclass(frozen=True)
@@ -353,17 +351,13 @@ def timed(step: Callable[[], Tensor], setting: str, options: Options) -> Timing:
 
 
 def _probed(step: Callable[[], Tensor], options: Options) -> float:
-    """Seconds of a step: of a second one, unless what a first one does besides is little of it."""
-    seconds = 0.0
-    for _ in range(2):
-        devices.synchronize(options.device)
-        started = time.perf_counter()
-        step()
-        devices.synchronize(options.device)
-        seconds = time.perf_counter() - started
-        if seconds > LONG and not options.compile_theirs:
-            break
-    return seconds
+    """Seconds of a second step: a first one compiles and takes memory besides."""
+    step()
+    devices.synchronize(options.device)
+    started = time.perf_counter()
+    step()
+    devices.synchronize(options.device)
+    return time.perf_counter() - started
 
 
 def _profile(step: Callable[[], Tensor], device: torch.device) -> str:

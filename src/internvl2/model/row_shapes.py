@@ -89,13 +89,13 @@ def _fastest(product: _Product, choice: KernelChoice) -> "Shape | Walk":
     found, *others = shapes_for(inputs, size, is_gated=product.is_gated)
     for shape in others:
         trial = Trial(
-            "products with one row in another shape",
+            f"products of {len(product.matrices)} layers with one row in {shape}",
             product.in_shape(shape),
             product.in_shape(found),
             product.inputs,
-            case=(product.norm is None, tuple(weight.shape), weight.dtype, shape, found),
+            case=(product.norm is None, tuple(weight.shape), weight.dtype, found),
             must_be_faster=True,
-            other=f"{found}, not {shape}, in {len(product.matrices)} layers",
+            other=f"in {found}",
         )
         if choice.prepare(trial):
             found = shape

@@ -93,3 +93,17 @@ def test_measured_peaks_are_predicted_within_5_percent(case: Case):
 def test_measured_speeds_are_predicted_within_10_percent(case: Case):
     predicted = tokens_per_second(case.step, REFERENCE)
     assert predicted == pytest.approx(case.tokens_per_second, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "quantize", "peak_gb"), [("8b-lora", "nf4", 8.72), ("2b-lora", None, 10.88)]
+)
+def test_measured_peaks_of_adapters_are_predicted_within_10_percent(name, quantize, peak_gb):
+    recipe = replace(Recipe.read(name), quantize=quantize, packs_per_step=1)
+    config = find(recipe.model).config
+    model = without_memory(recipe, config, torch.bfloat16)
+    sizes = count(model, recipe.optimizer)[recipe.optimizer.moments]
+    pack = Pack.fullest(recipe, config)
+    step = Step(recipe, config, sizes, Execution(compiled=True), pack)
+    assert step.peak.total / 1e9 == pytest.approx(peak_gb, rel=0.1)
