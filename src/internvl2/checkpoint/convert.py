@@ -7,7 +7,6 @@ an interrupted conversion leaves nothing that looks complete.
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from internvl2.checkpoint.config_files import (
 )
 from internvl2.checkpoint.hub import locate
 from internvl2.checkpoint.layouts import Rule, rules
+from internvl2.checkpoint.partial import partial_directory
 from internvl2.checkpoint.source import Checkpoint, open_checkpoint
 from internvl2.checkpoint.writing import MAX_SHARD_BYTES, Writing, write_weights
 from internvl2.config import DTypeName, InternVLConfig
@@ -108,16 +108,11 @@ def building(destination: Path) -> Iterator[Path]:
     """A directory beside `destination` that becomes it when the block ends well, else goes away."""
     require_free(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(
-        tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent)
-    )
-    try:
+    with partial_directory(destination) as partial:
         yield partial
         partial.chmod(0o755)
         _flush(partial)
         partial.rename(destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already where it got its name
     _flush_directory(destination.parent)
 
 
