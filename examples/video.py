@@ -9,8 +9,8 @@ ARROW = Path(__file__).parents[1] / "docs" / "pictures" / "arrow.gif"
 
 
 def main(model: str = "nano", video: str = str(ARROW)) -> None:
-    """Four frames of the first two seconds, one tile each."""
-    clip = Video(video, num_frames=4, start=0.0, end=2.0)
+    """Five frames of the first two and a half seconds, one tile each."""
+    clip = Video(video, num_frames=5, start=0.0, end=2.5)
     with Engine.load(model) as engine:
         question = [Message.user(clip, "Which way does the arrow move?")]
         answer = engine.answer(question, SamplingParams(max_tokens=32))

@@ -171,7 +171,7 @@ def totals() -> tuple[str, ...]:
     ("name", "answers"),
     [
         ("chat.py", ("41.69 (", "Feb 8, 1997\n")),
-        ("video.py", ("lower left\n4 frames, 1024 visual tokens\n",)),
+        ("video.py", ("lower left\n5 frames, 1280 visual tokens\n",)),
         ("batch.py", totals()),
     ],
 )

@@ -39,7 +39,7 @@ PADDLEMIX = {
 }
 LORA = {f"{size}-lora": full._replace(drop_path=0.0) for size, full in OFFICIAL.items()}
 
-NANO = ("nano", *(f"nano-{stage}" for stage in range(1, 7)))
+NANO = ("nano", *(f"nano-{stage}" for stage in range(1, 8)))
 
 NANO_LORA = ("nano-lora", "nano-flags")
 

@@ -32,7 +32,7 @@ class Train:
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
     """1b, 2b, 4b, 8b, 26b, 40b, 76b, the same with adapters (1b-lora ... 76b-lora), 1b-paddlemix,
-    2b-paddlemix, 8b-paddlemix, nano, nano-1 ... nano-6, or the path of a TOML file."""
+    2b-paddlemix, 8b-paddlemix, nano, nano-1 ... nano-7, or the path of a TOML file."""
 
     def run(self) -> int:
         """0 when the model is trained, or when SIGTERM ended the run with a checkpoint."""
