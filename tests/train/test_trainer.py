@@ -313,6 +313,26 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_checkpoint_as_it_was(rec
     assert list((Path(recipe.output) / "checkpoints").glob("step-*"))
 
 
+def test_gradients_that_are_no_numbers_end_the_run_before_a_checkpoint_has_their_weights(
+    recipe, monkeypatch
+):
+    whole, losses = step_loss.pack_loss, []
+
+    def spoiled(*inputs):
+        losses.append(whole(*inputs))
+        if len(losses) > 4:
+            losses[-1].register_hook(lambda grad: grad * float("nan"))
+        return losses[-1]
+
+    saving = replace(recipe, save_every=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(step_loss, "pack_loss", spoiled)
+        with pytest.raises(ValueError, match=r"gradient's length of step \d+ is nan.*as it was"):
+            train(saving)
+    assert losses[-1].isfinite()
+    assert train(saving).step == 8
+
+
 def test_a_device_without_memory_left_is_told_in_one_line(recipe, monkeypatch):
     def fail(*inputs):
         raise torch.OutOfMemoryError("tried to allocate 20 GiB. And more")

@@ -12,13 +12,30 @@ ALIGNED = 64
 """Numbers at whose multiples rows begin: 128 bytes in bf16."""
 
 
-def aligned_rows(rows: int, columns: int, like: Tensor) -> Float[Tensor, "rows columns"]:
-    """Room for a matrix, on the device and in the type of `like`."""
-    return like.new_empty(rows, -(-columns // ALIGNED) * ALIGNED)[:, :columns]
+def aligned_copy(
+    numbers: Float[Tensor, "rows columns"], dtype: torch.dtype
+) -> Float[Tensor, "rows columns"]:
+    """A matrix for further products, in another type, with zeros between its rows.
+
+    Some products read a row to the end of a block, oneDNN's on CPUs with AMX among them, and count
+    on nothing but zeros to come of what they multiply it with: of chance NaNs there comes NaN.
+    """
+    rows, columns = numbers.shape
+    copy = _room(rows, columns, numbers.device, dtype)
+    copy[:, columns:] = 0
+    return copy[:, :columns].copy_(numbers)
 
 
 def aligned_product(
     x: Float[Tensor, "rows inputs"], weight: Float[Tensor, "outputs inputs"]
 ) -> Float[Tensor, "rows outputs"]:
     """What `F.linear` gives without a bias; it has no gradients."""
-    return torch.mm(x, weight.T, out=aligned_rows(len(x), len(weight), x))
+    outputs = len(weight)
+    return torch.mm(x, weight.T, out=_room(len(x), outputs, x.device, x.dtype)[:, :outputs])
+
+
+def _room(
+    rows: int, columns: int, device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "rows wide"]:
+    wide = -(-columns // ALIGNED) * ALIGNED
+    return torch.empty(rows, wide, device=device, dtype=dtype)

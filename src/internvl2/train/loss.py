@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from internvl2.model.aligned import aligned_product, aligned_rows
+from internvl2.model.aligned import aligned_copy, aligned_product
 
 CHUNK = 1024
 """Rows whose logits exist at once: 0.6 GB in fp32 for a vocabulary of 151,674."""
@@ -72,7 +72,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 continue
             error = _error(scores, labels[rows, None], weights[rows, None])
             if head.dtype != error.dtype:
-                error = aligned_rows(*error.shape, head).copy_(error)
+                error = aligned_copy(error, head.dtype)
             if hidden_grad is not None:
                 torch.mm(error, head, out=hidden_grad[rows])
             if head_grad is not None:

@@ -221,8 +221,10 @@ class Run:
             if not devices.is_out_of_memory(error):
                 raise
             raise MemoryError(self._out_of_memory(error)) from error
-        if not math.isfinite(loss):
-            raise ValueError(self._not_finite(loss, packs))
+        # Weights that such gradients moved are lost, but no checkpoint has seen them yet.
+        for what, value in (("loss", loss), ("gradient's length", moved.norms["total"])):
+            if not math.isfinite(value):
+                raise ValueError(self._not_finite(what, value, packs))
         devices.synchronize(self.world.device)
         seconds = time.perf_counter() - started
         return self._meter.record(step + 1, loss, moved, packs, seconds, waited)
@@ -291,9 +293,9 @@ class Run:
         """Makes chance depend on the place in the run alone, so that resuming needs no memory."""
         torch.manual_seed((self.recipe.seed * 1_000_003 + step) * 4099 + number)
 
-    def _not_finite(self, loss: float, packs: Step) -> str:
+    def _not_finite(self, what: str, value: float, packs: Step) -> str:
         return (
-            f"the loss of step {self.progress.step + 1} is {loss}, so the run ends; a lower "
+            f"the {what} of step {self.progress.step + 1} is {value}, so the run ends; a lower "
             f"learning rate may help; the last checkpoint in {self.checkpointer.folder} is as it "
             f"was; the step's samples: {_places(packs)}"
         )
