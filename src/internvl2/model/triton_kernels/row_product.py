@@ -16,7 +16,7 @@ from torch import Tensor
 
 from internvl2.model.joined import RowMatrix
 from internvl2.model.triton_kernels.eight_bit import as_numbers
-from internvl2.model.triton_kernels.row_walk import Walk, launch_walk, walks_for
+from internvl2.model.triton_kernels.row_walk import Walk, launch_walk, operands, walks_for
 
 FEW = 2048
 """Outputs for which programs are made smaller, so that there are several for each processor."""
@@ -99,7 +99,7 @@ def _launch(
     is_normed: bool,
     is_gated: bool,
 ) -> None:
-    weight, bias, scales = matrix.weight, matrix.bias, matrix.scales
+    weight = matrix.weight
     assert weight.is_contiguous(), "the kernel reads matrices without gaps"
     if isinstance(shape, Walk):
         launch_walk(
@@ -109,12 +109,7 @@ def _launch(
     outputs = out.shape[1]
     rows = rows_for(outputs, is_gated, shape)
     _product[(triton.cdiv(outputs, rows),)](
-        x,
-        *sum_norm,
-        weight,
-        out if scales is None else scales,
-        out if bias is None else bias,
-        out,
+        *operands(x, sum_norm, matrix, out),
         eps,
         inputs=weight.shape[1],
         outputs=outputs,
@@ -122,8 +117,8 @@ def _launch(
         tile=min(shape.tile, triton.next_power_of_2(weight.shape[1])),
         is_normed=is_normed,
         is_gated=is_gated,
-        has_scales=scales is not None,
-        has_bias=bias is not None,
+        has_scales=matrix.scales is not None,
+        has_bias=matrix.bias is not None,
         num_warps=shape.warps,
     )
 

@@ -4,7 +4,7 @@ A program norms the row once, keeps it in registers, and reads 16 bytes a thread
 while it adds up those before. The first of them are read while the kernel ahead ends.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -67,18 +67,14 @@ def launch_walk(
     is_gated: bool,
 ) -> None:
     """One product, as the kernels of `row_product` are given it, written to `out`."""
-    weight, bias, scales = matrix.weight, matrix.bias, matrix.scales
+    weight = matrix.weight
     inputs, outputs = weight.shape[1], out.shape[1]
     programs = min(walk.programs * _processors(x.device), triton.cdiv(outputs, walk.rows))
     codes = CODES if weight.element_size() == 1 and inputs % CODES == 0 else 1
+    words = weight.view(torch.int32) if codes == CODES else weight
     is_early = begins_early(x.device)
     _walk[(programs,)](
-        x,
-        *sum_norm,
-        weight.view(torch.int32) if codes == CODES else weight,
-        out if scales is None else scales,
-        out if bias is None else bias,
-        out,
+        *operands(x, sum_norm, replace(matrix, weight=words), out),
         eps,
         inputs=inputs,
         outputs=outputs,
@@ -89,13 +85,22 @@ def launch_walk(
         is_int=weight.dtype == torch.int8,
         is_normed=is_normed,
         is_gated=is_gated,
-        has_scales=scales is not None,
-        has_bias=bias is not None,
+        has_scales=matrix.scales is not None,
+        has_bias=matrix.bias is not None,
         is_early=is_early,
         is_interpreted=not x.is_cuda,
         num_warps=walk.warps,
         **launch_option(is_early),
     )
+
+
+def operands(
+    x: Tensor, sum_norm: tuple[Tensor, Tensor, Tensor], matrix: RowMatrix, out: Tensor
+) -> tuple[Tensor, ...]:
+    """The tensors of a kernel; `out` stands where there is nothing to read."""
+    scales = out if matrix.scales is None else matrix.scales
+    bias = out if matrix.bias is None else matrix.bias
+    return x, *sum_norm, matrix.weight, scales, bias, out
 
 
 def _processors(device: torch.device) -> int:
