@@ -70,6 +70,17 @@ def test_our_side_recomputes_where_memory_does_not_suffice(sides, work_of, monke
     assert timing.tried == ("packs of 512, 8bit moments, recompute 0/0: out of memory",)
 
 
+def test_a_setting_is_probed_by_its_second_step(sides, monkeypatch):
+    clock = [0.0]
+    cold_and_warm = iter((9.0, 2.0))
+    monkeypatch.setattr(sides.time, "perf_counter", lambda: clock[0])
+
+    def step():
+        clock[0] += next(cold_and_warm)
+
+    assert sides._probed(step, sides.Options(torch.device("cpu"), steps=1)) == 2.0
+
+
 @pytest.mark.slow
 def test_a_setting_that_needs_too_much_memory_is_tried_with_checkpointing(
     sides, work_of, monkeypatch

@@ -157,6 +157,15 @@ def let_segments_grow(device: "torch.device") -> None:
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
 
 
+def processors(device: "torch.device") -> int:
+    """Multiprocessors of a CUDA device; 1 elsewhere, where kernels of Triton are interpreted."""
+    import torch
+
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def synchronize(device: "torch.device") -> None:
     """Wait until everything queued on `device` is done."""
     import torch

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from internvl2 import device as devices
 from internvl2.model import low_bit_plans
 from internvl2.model.kernel_choice import KernelChoice
 from internvl2.model.low_bit import LINEARS, Fp8Linear, Int8Linear
@@ -21,7 +22,7 @@ SPEED = {Vectors: 1.0, Tiles: 2.0, type(None): 5.0}
 def on_a_gpu(monkeypatch):
     """Has the CPU pass for one of 132 multiprocessors, kernels for plain products."""
     monkeypatch.setattr(low_bit_plans, "_has_kernels", lambda linear: linear.fits_kernels)
-    monkeypatch.setattr(low_bit_plans, "_processors", lambda _: 132)
+    monkeypatch.setattr(devices, "processors", lambda _: 132)
     for kind in LINEARS.values():
         monkeypatch.setattr(kind, "_fused", lambda self, rows, _: self.product(rows, Dequantized()))
 
@@ -101,7 +102,7 @@ def test_without_triton_everything_stays_plain_and_a_warning_says_why(monkeypatc
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr(low_bit_plans, "_has_kernels", lambda _: True)
-    monkeypatch.setattr(low_bit_plans, "_processors", lambda _: 132)
+    monkeypatch.setattr(devices, "processors", lambda _: 132)
     plain = nn.Linear(64, 32).requires_grad_(False)
     linear = Int8Linear(plain.weight, plain.bias)
     plan_products(linear, KernelChoice(seconds_by(SPEED)))

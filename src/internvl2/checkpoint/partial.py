@@ -25,14 +25,9 @@ def partial_directory(destination: Path) -> Iterator[Path]:
     Those of processes that were killed while they wrote for the same place go away first; where the
     file system has no locks they stay.
     """
-    parent = destination.parent
-    with _opened(parent) as above, _locked(above):
-        for leftover in parent.glob(f".{glob.escape(destination.name)}.{RANDOM}.partial"):
-            _remove_if_left(leftover)
-        name = tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=parent)
-        held = os.open(name, os.O_RDONLY)
-        with suppress(OSError):
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for leftover in destination.parent.glob(f".{glob.escape(destination.name)}.{RANDOM}.partial"):
+        _remove_if_left(leftover)
+    name, held = _begun(destination)
     try:
         yield Path(name)
     finally:
@@ -41,23 +36,40 @@ def partial_directory(destination: Path) -> Iterator[Path]:
 
 
 def _remove_if_left(directory: Path) -> None:
-    with suppress(OSError), _opened(directory) as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(directory)
-
-
-@contextmanager
-def _locked(opened: int) -> Iterator[None]:
-    """Waits for others that begin or look around; without locks there is nobody to wait for."""
     with suppress(OSError):
-        fcntl.flock(opened, fcntl.LOCK_EX)
-    yield
+        held = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory)
+        finally:
+            os.close(held)
 
 
-@contextmanager
-def _opened(directory: Path) -> Iterator[int]:
-    descriptor = os.open(directory, os.O_RDONLY)
+def _begun(destination: Path) -> tuple[str, int]:
+    """A new directory, and what holds its lock."""
+    while True:
+        name = tempfile.mkdtemp(
+            prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent
+        )
+        held = _locked(name)
+        if held is not None:
+            return name, held
+
+
+def _locked(name: str) -> int | None:
+    """None where another process took a directory for left over before it was locked."""
     try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        held = os.open(name, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        return None
+    except OSError:  # no locks here, so that nobody takes it away
+        return held
+    if not Path(name).exists():
+        os.close(held)
+        return None
+    return held

@@ -17,8 +17,8 @@ def aligned_copy(
 ) -> Float[Tensor, "rows columns"]:
     """A matrix for further products, in another type, with zeros between its rows.
 
-    Some products read a row to the end of a block, oneDNN's on CPUs with AMX among them, and count
-    on nothing but zeros to come of what they multiply it with: of chance NaNs there comes NaN.
+    Some products read a row on to the end of a block, oneDNN's on CPUs with AMX among them, and
+    multiply what they find there with zeros: of a NaN, which new memory may hold, that makes NaN.
     """
     rows, columns = numbers.shape
     copy = _room(rows, columns, numbers.device, dtype)

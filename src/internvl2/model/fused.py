@@ -26,7 +26,7 @@ from internvl2.model.kernel_choice import KernelChoice, Trial
 from internvl2.model.kernels import FusedKernels, RowKernels, gated, gated_halves
 from internvl2.model.low_bit_plans import plan_products
 from internvl2.model.rotary import Positions, Rotation
-from internvl2.model.row_shapes import LAYERS, fastest_row_kernels, usual_row_kernels
+from internvl2.model.row_shapes import fastest_row_kernels, usual_row_kernels
 from internvl2.model.spans import DecodeSpan
 
 BLOCK_SIZE = 16
@@ -295,7 +295,7 @@ def _row_kernels(choice: KernelChoice, trials: _Trials, kernels: FusedKernels) -
     if not choice.prepare(trials.row(usual_row_kernels, kernels, faster=False)):
         return None
     layers = [layer for layer in trials.decoder.layers if isinstance(layer, DecoderLayer)]
-    found = fastest_row_kernels(layers[:LAYERS], choice, trials.random)
+    found = fastest_row_kernels(layers, choice, trials.random)
     return _chosen(choice, trials.row(lambda: found, kernels, faster=True), lambda: found)
 
 

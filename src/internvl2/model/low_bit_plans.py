@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from internvl2 import device as devices
 from internvl2.model.kernel_choice import FIRST_CAPABILITY, KernelChoice, Trial
 from internvl2.model.low_bit import Fp8Linear
 from internvl2.model.low_bit_linear import Dequantized, LowBitLinear, Plan, Tiles, Vectors
@@ -112,13 +113,9 @@ def _candidates(linear: LowBitLinear) -> Iterator[tuple[int, Sequence[Plan]]]:
 def _filling(linear: LowBitLinear, tile: Tiles, rows: int) -> Tiles:
     """The same tiles with inputs shared out so far that every multiprocessor has work."""
     tiles = -(-linear.out_features // tile.outputs) * -(-rows // tile.rows)
-    wanted = -(-TILES_PER_PROCESSOR * _processors(linear.codes.device) // tiles)
+    wanted = -(-TILES_PER_PROCESSOR * devices.processors(linear.codes.device) // tiles)
     # A share is worth its sum when it is longer than the tiles that are read ahead.
     return replace(tile, shares=max(1, min(wanted, linear.in_features // (4 * tile.inputs))))
-
-
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _trial(linear: LowBitLinear, rows: int, candidate: Plan, found: Plan | None) -> Trial:

@@ -61,7 +61,7 @@ def fastest_row_kernels(
 
     `random` draws numbers. To be called where the usual kernels are known to run.
     """
-    usual, first = usual_row_kernels(), layers[0]
+    usual, first, layers = usual_row_kernels(), layers[0], layers[:LAYERS]
     states = tuple(_joined(layer.attention) for layer in layers)
     opening = tuple(_joined(layer.mlp) for layer in layers)
     output = tuple(row_matrix(layer.attention.o) for layer in layers)

@@ -5,6 +5,8 @@ part. Every program of such a kernel waits for the one ahead, all of it, before 
 wrote or writes anything; what no kernel writes, such as weights, it may read before.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +16,7 @@ FIRST_CAPABILITY = (9, 0)
 """Of GPUs that can do that."""
 
 
+@cache
 def begins_early(device: torch.device) -> bool:
     """Whether kernels do that there; launches ask for it by `launch_option`."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FIRST_CAPABILITY

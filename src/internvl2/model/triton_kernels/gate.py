@@ -29,6 +29,13 @@ def _gate(product: tl.tensor, out: tl.tensor, inner: tl.constexpr, tile: tl.cons
     opening = tl.load(product + at, mask=is_inside, other=0.0).to(tl.float32)
     up = tl.load(product + at + inner, mask=is_inside, other=0.0).to(tl.float32)
     numbers = out.dtype.element_ty
-    # Rounded where plain PyTorch rounds: the gate is a tensor of its own there.
-    opened = (opening * tl.sigmoid(opening)).to(numbers).to(tl.float32)
-    tl.store(out + row * inner + column, (opened * up).to(numbers), mask=is_inside)
+    result = gated_by(opening, up, numbers)
+    tl.store(out + row * inner + column, result.to(numbers), mask=is_inside)
+
+
+@triton.jit
+def gated_by(opening: tl.tensor, up: tl.tensor, kind: tl.constexpr) -> tl.tensor:
+    """Numbers in fp32, rounded where plain PyTorch rounds: where it has a tensor of its own."""
+    opening = opening.to(kind).to(tl.float32)
+    opened = (opening * tl.sigmoid(opening)).to(kind).to(tl.float32)
+    return opened * up.to(kind).to(tl.float32)

@@ -11,6 +11,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from internvl2 import device as devices
 from internvl2.model.triton_kernels.early import begins_early, launch_option, take_over
 
 TILE = 64
@@ -82,10 +83,7 @@ def paged_decode(
 
 def splits_for(device: torch.device, programs: int, longest: int) -> int:
     """Into how many parts to divide each of `programs` sequences and key heads."""
-    processors = 1
-    if device.type == "cuda":
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-    wanted = -(-processors * PROGRAMS_PER_PROCESSOR // programs)
+    wanted = -(-devices.processors(device) * PROGRAMS_PER_PROCESSOR // programs)
     return max(1, min(wanted, -(-longest // TILE), MOST_SPLITS))
 
 

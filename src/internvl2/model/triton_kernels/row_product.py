@@ -16,6 +16,7 @@ from torch import Tensor
 
 from internvl2.model.joined import RowMatrix
 from internvl2.model.triton_kernels.eight_bit import as_numbers
+from internvl2.model.triton_kernels.gate import gated_by
 from internvl2.model.triton_kernels.row_walk import Walk, launch_walk, operands, walks_for
 
 FEW = 2048
@@ -179,8 +180,5 @@ def _product(
     if has_bias:
         result += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)
     if is_gated:
-        # Rounded where plain PyTorch rounds.
-        opening = result.to(kind).to(tl.float32)
-        opened = (opening * tl.sigmoid(opening)).to(kind).to(tl.float32)
-        result = opened * (up * scale).to(kind).to(tl.float32)
+        result = gated_by(result, up * scale, kind)
     tl.store(out + row, result.to(kind), mask=is_row)

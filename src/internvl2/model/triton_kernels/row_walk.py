@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from internvl2 import device as devices
 from internvl2.model.joined import RowMatrix
 from internvl2.model.triton_kernels.early import (
     begins_early,
@@ -20,6 +21,7 @@ from internvl2.model.triton_kernels.early import (
     wait_for_ahead,
 )
 from internvl2.model.triton_kernels.eight_bit import as_numbers
+from internvl2.model.triton_kernels.gate import gated_by
 
 CODES = 4
 """Of 8 bits in a word: carried from turn to turn, each alone would take a register."""
@@ -69,7 +71,7 @@ def launch_walk(
     """One product, as the kernels of `row_product` are given it, written to `out`."""
     weight = matrix.weight
     inputs, outputs = weight.shape[1], out.shape[1]
-    programs = min(walk.programs * _processors(x.device), triton.cdiv(outputs, walk.rows))
+    programs = min(walk.programs * devices.processors(x.device), triton.cdiv(outputs, walk.rows))
     codes = CODES if weight.element_size() == 1 and inputs % CODES == 0 else 1
     words = weight.view(torch.int32) if codes == CODES else weight
     is_early = begins_early(x.device)
@@ -101,12 +103,6 @@ def operands(
     scales = out if matrix.scales is None else matrix.scales
     bias = out if matrix.bias is None else matrix.bias
     return x, *sum_norm, matrix.weight, scales, bias, out
-
-
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit
@@ -340,10 +336,8 @@ def _outcome(
     kind: tl.constexpr,
     is_gated: tl.constexpr,
 ) -> tl.tensor:
-    """What is stored of sums: scaled, shifted and gated, rounded where plain PyTorch rounds."""
+    """What is stored of sums: scaled, shifted and gated."""
     result = result * side[0] * divisor + side[2]
     if is_gated:
-        opening = result.to(kind).to(tl.float32)
-        opened = (opening * tl.sigmoid(opening)).to(kind).to(tl.float32)
-        result = opened * (up * side[1] * divisor).to(kind).to(tl.float32)
+        result = gated_by(result, up * side[1] * divisor, kind)
     return result.to(kind)
