@@ -20,7 +20,8 @@ class EngineOptions:
     memory_share: float = 0.9
     """How much of an accelerator's free memory may be used."""
     max_batch_tokens: int | None = None
-    """Most tokens of one step, longer prompts are cut; None takes 8192, or 2048 on a CPU."""
+    """Most tokens of one step, longer prompts are cut; None takes 9216, 32 frames of a video and what
+    is written between them, or 2048 on a CPU."""
     block_size: int = 16
     """Tokens per block of the cache."""
     prefix_reuse: bool = True
@@ -43,7 +44,7 @@ class EngineOptions:
         is_cpu = device.type == "cpu"
         return MemoryRequest(
             max_sequences=_or_usual(self.max_sequences, 8 if is_cpu else 64),
-            max_batch_tokens=_or_usual(self.max_batch_tokens, 2048 if is_cpu else 8192),
+            max_batch_tokens=_or_usual(self.max_batch_tokens, 2048 if is_cpu else 9216),
             vision_tiles=_or_usual(self.vision_tiles, 4 if is_cpu else 32),
             vision_cache_bytes=self.vision_cache_bytes,
             block_size=self.block_size,
