@@ -136,6 +136,8 @@ def test_what_is_written_reads_back_equal(tmp_path):
         ('model = "m"\n[lora]\nvision_rank = 4\ndropout = 1.0', "lora.dropout is 1.0"),
         ('model = "m"\nfrom_scratch = true\nlora.vision_rank = 4', "lora and from_scratch"),
         ('model = "m"\ntile_size = 224\nlora.vision_rank = 4', "tile_size is 224, .* adapters"),
+        ('model = "m"\nmin_tiles = 2\nlora.vision_rank = 4', "min_tiles is 2, .* adapters"),
+        ('model = "m"\nmin_tiles = 7', "min_tiles is 7; .* at most max_tiles, which is 6"),
         ('model = "m"\npreprocess = "quick"', "`preprocess` is 'quick'; it must be one of"),
         (
             'model = "m"\nfreeze.vision_last = 1\nlora.vision_rank = 4',

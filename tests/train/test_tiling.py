@@ -1,4 +1,4 @@
-"""A recipe may train a model for tiles of another size, and have pictures resized faster."""
+"""A recipe may train a model for other tiles, and have pictures resized faster."""
 
 from dataclasses import replace
 
@@ -49,6 +49,15 @@ def test_pictures_are_cut_in_tiles_of_the_recipes_size(nano):
     assert processor.config.tokens_per_tile == nano.config.tokens_per_tile // 4
 
 
+def test_pictures_are_cut_in_at_least_as_many_tiles_as_the_recipe_says(nano):
+    few, many = (
+        training_processor(nano, replace(RUN, min_tiles=least, max_tiles=6)) for least in (1, 4)
+    )
+    square = Message.user(Picture(Image.new("RGB", (90, 90))), "What is it?")
+    assert len(few.encode([square]).tiles) == 1
+    assert len(many.encode([square]).tiles) == 5
+
+
 def test_a_recipe_that_says_nothing_changes_no_pixel(nano):
     assert np.array_equal(tiles_of(training_processor(nano, RUN)), tiles_of(nano))
 
@@ -61,14 +70,15 @@ def test_another_way_of_resizing_reaches_the_pictures_of_a_run(nano, preprocess,
     assert differences.max() <= 2
 
 
-def test_a_model_keeps_the_size_of_tile_that_it_was_trained_for(data, tmp_path):
+def test_a_model_keeps_the_tiles_that_it_was_trained_for(data, tmp_path):
     official = data("official", "A_internlm2", "checkpoint")
     before = read_config(official)
     side = before.tile_size // 2
-    run = replace(RUN, model=str(official), output=str(tmp_path / "run"), tile_size=side)
-    folder = Trainer(run).run().folder
+    given = replace(RUN, model=str(official), output=str(tmp_path / "run"), tile_size=side)
+    folder = Trainer(replace(given, min_tiles=2, max_tiles=2)).run().folder
     trained = read_config(folder)
     assert (trained.tile_size, trained.vision.image_size) == (side, before.vision.image_size)
+    assert (trained.min_tiles, trained.max_tiles) == (2, before.max_tiles)
     wanted = load_model(official).vision.position_embedding.shape
     assert load_model(folder).vision.position_embedding.shape == wanted
 

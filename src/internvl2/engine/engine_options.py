@@ -20,8 +20,8 @@ class EngineOptions:
     memory_share: float = 0.9
     """How much of an accelerator's free memory may be used."""
     max_batch_tokens: int | None = None
-    """Most tokens of one step, longer prompts are cut; None takes 9216, 32 frames of a video and what
-    is written between them, or 2048 on a CPU."""
+    """Most tokens of one step, longer prompts are cut; None takes 9216, enough for 32 frames of a
+    video and what is written between them, or 2048 on a CPU."""
     block_size: int = 16
     """Tokens per block of the cache."""
     prefix_reuse: bool = True

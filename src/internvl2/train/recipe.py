@@ -234,6 +234,9 @@ class Recipe:
     """Packs between two changes of the weights, over all processes together."""
     max_tiles: int = 6
     """Most tiles that the pictures of a sample are cut into, thumbnails not counted."""
+    min_tiles: int | None = None
+    """Fewest tiles that a picture is cut into, also for who uses the trained model; the
+    checkpoint's unless given. A picture whose share of the most is smaller has that."""
     tile_size: int | None = None
     """Side of a tile in pixels, also for who uses the trained model; the checkpoint's unless given.
     Position embeddings are interpolated where it is not the vision tower's own."""
@@ -274,8 +277,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(self.wandb != "", "wandb", '""', "the name of a project")
-        for name in ("packs_per_step", "max_tiles", "tile_size", "save_every", "keep"):
+        for name in ("packs_per_step", "max_tiles", "min_tiles", "tile_size", "save_every", "keep"):
             require_from(1, name, getattr(self, name))
+        least = f"at most max_tiles, which is {self.max_tiles}"
+        require((self.min_tiles or 1) <= self.max_tiles, "min_tiles", self.min_tiles, least)
         for name in ("workers", "skip_bad_samples"):
             require_from(0, name, getattr(self, name))
         require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "from 0 to below 1")
@@ -360,11 +365,12 @@ def _require_sound_adapters(recipe: Recipe) -> None:
             f"layout is {recipe.layout!r}, but a run with adapters stores these alone; "
             "`internvl2 convert` writes the whole model in any layout"
         )
-    if lora.is_used and recipe.tile_size is not None:
-        raise ValueError(
-            f"tile_size is {recipe.tile_size}, but a run with adapters stores these alone, and who "
-            "uses them cuts pictures as the base says: leave tile_size out"
-        )
+    for name in ("tile_size", "min_tiles"):
+        if lora.is_used and getattr(recipe, name) is not None:
+            raise ValueError(
+                f"{name} is {getattr(recipe, name)}, but a run with adapters stores these alone, "
+                f"and who uses them cuts pictures as the base says: leave {name} out"
+            )
     if lora.vision_rank and freeze.vision_last:
         raise ValueError(
             f"lora.vision_rank is {lora.vision_rank} and freeze.vision_last is "

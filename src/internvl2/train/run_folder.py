@@ -24,6 +24,8 @@ FIXED = (
     ("packing",),
     ("packs_per_step",),
     ("max_tiles",),
+    ("min_tiles",),
+    ("tile_size",),
     ("seed",),
     ("from_scratch",),
     ("quantize",),

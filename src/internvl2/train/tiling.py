@@ -8,8 +8,12 @@ from internvl2.train.recipe import Recipe
 
 
 def as_trained(config: InternVLConfig, recipe: Recipe) -> InternVLConfig:
-    """The config of a recipe's model with the size of tile that the recipe trains it for."""
-    return config if recipe.tile_size is None else replace(config, tile_size=recipe.tile_size)
+    """The config of a recipe's model with the tiles that the recipe trains it for."""
+    return replace(
+        config,
+        tile_size=recipe.tile_size or config.tile_size,
+        min_tiles=recipe.min_tiles or config.min_tiles,
+    )
 
 
 def training_processor(processor: Processor, recipe: Recipe) -> Processor:

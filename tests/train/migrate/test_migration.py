@@ -201,6 +201,7 @@ def test_defaults_of_the_official_code_count_where_flags_are_left_out():
         ("--evaluation_strategy steps --eval_steps 70", "validation.every", 70),
         ("--use_llm_lora 4 --deepspeed ds_z3_config.json", "shard", True),
         ("--force_image_size 224", "tile_size", 224),
+        ("--dynamic_image_size True --min_dynamic_patch 2", "min_tiles", 2),
     ],
 )
 def test_a_flag_says_a_key(flags: str, key: str, value: object):
@@ -227,11 +228,19 @@ def test_what_has_no_counterpart_is_named(flag: str):
     assert f"NO COUNTERPART: {flag}: " in recipe_text(found).replace("\n# ", " ")
 
 
-def test_adapters_do_not_go_with_tiles_of_another_size():
-    flags = "--model_name_or_path m --use_llm_lora 4 --force_image_size 224"
+@pytest.mark.parametrize("flag", ["--force_image_size 224", "--min_dynamic_patch 2"])
+def test_adapters_do_not_go_with_other_tiles(flag: str):
+    flags = f"--model_name_or_path m --use_llm_lora 4 --dynamic_image_size True {flag}"
     found = migrate(f"torchrun internvl_chat_finetune.py --use_thumbnail True {flags}", "x")
-    assert [entry.flag.shown for entry in found.of(Kind.MISSING)] == ["--force_image_size"]
-    assert found.recipe.tile_size is None
+    assert [entry.flag.shown for entry in found.of(Kind.MISSING)] == [flag.split()[0]]
+    assert (found.recipe.tile_size, found.recipe.min_tiles) == (None, None)
+
+
+def test_more_tiles_than_the_most_have_no_counterpart():
+    flags = "--model_name_or_path m --dynamic_image_size True --max_dynamic_patch 4"
+    given = f"torchrun internvl_chat_finetune.py {flags} --use_thumbnail True"
+    found = migrate(f"{given} --min_dynamic_patch 5", "x")
+    assert [entry.flag.shown for entry in found.of(Kind.MISSING)] == ["--min_dynamic_patch"]
 
 
 def test_a_yaml_file_of_llama_factory_finds_its_data(tmp_path: Path):

@@ -97,7 +97,7 @@ def data_rules(tool: str) -> dict[str, Rule]:
         ),
         "dynamic_image_size": _tiles,
         "max_dynamic_patch": _tiles,
-        "min_dynamic_patch": expects(("1",), "it is 1 here", "the fewest tiles are 1"),
+        "min_dynamic_patch": _fewest_tiles,
         "use_thumbnail": expects(
             ("True",),
             BY_CHECKPOINT,
@@ -176,9 +176,24 @@ def _tile_size(flag: Flag, flags: Flags) -> Verdict:
     """Adapters go with a base whose tiles stay as they are."""
     if flag.whole() == 448:
         return needless(BY_CHECKPOINT)
-    if max(flags.whole(f"use_{part}_lora", 0) for part in ("backbone", "llm")) > 0:
+    if _has_adapters(flags):
         return missing("adapters learn for tiles of the checkpoint's size, 448 in all releases")
     return translated(Setting("tile_size", flag.whole()))
+
+
+def _fewest_tiles(flag: Flag, flags: Flags) -> Verdict:
+    """Adapters go with a base whose pictures are cut as they were."""
+    if flag.whole() == 1 or not flags.is_true("dynamic_image_size"):
+        return needless("the fewest tiles are 1")
+    if _has_adapters(flags):
+        return missing("adapters learn for pictures cut as the checkpoint's, which have no fewest")
+    if flag.whole() > most_tiles(flags):
+        return missing("it is above the most tiles of a picture")
+    return translated(Setting("min_tiles", flag.whole()))
+
+
+def _has_adapters(flags: Flags) -> bool:
+    return max(flags.whole(f"use_{part}_lora", 0) for part in ("backbone", "llm")) > 0
 
 
 def _rank(key: str) -> Rule:

@@ -37,7 +37,7 @@ def strategies(recipe: Recipe) -> list[Strategy]:
     """From the most that can be trained to the least; the recipe's own first where it is another.
 
     Each takes of the recipe what goes with it: features of pictures are kept where the vision tower
-    is frozen, and adapters have one layout and the base's size of tile.
+    is frozen, and adapters have one layout and the base's tiles.
     """
     plain = replace(recipe, lora=Lora(), quantize=None)
     lora = recipe.lora if recipe.lora.is_used else Lora(decoder_rank=RANK)
@@ -49,6 +49,7 @@ def strategies(recipe: Recipe) -> list[Strategy]:
         quantize=None,
         from_scratch=False,
         tile_size=None,
+        min_tiles=None,
         layout="opengvlab",
     )
     rank = max(lora.decoder_rank, lora.vision_rank)
